@@ -1,0 +1,221 @@
+/* kiln bench: how fast a model runs. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "execute.h"
+#include "ports.h"
+
+typedef struct BenchRequest {
+  ModelOptions model;
+  const char *path;
+  double seconds;
+  int64_t run_batch, rounds;
+  bool json, kernels, random_weights, serve;
+} BenchRequest;
+
+typedef struct BenchState {
+  kiln_context *context;
+  int64_t batch;
+  const void **inputs;
+  void **outputs;
+  const kiln_program *program;
+  int64_t *kernel_samples; /* [round][step] nanoseconds */
+  size_t round;
+} BenchState;
+
+static int compare_double(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+/* Linear interpolation between the closest ranks of a sorted sample. */
+static double quantile(const double *sorted, size_t count, double q) {
+  double position = q * (double)(count - 1);
+  size_t low = (size_t)position;
+  double fraction = position - (double)low;
+  return low + 1 < count ? sorted[low] * (1 - fraction) + sorted[low + 1] * fraction : sorted[low];
+}
+
+static double program_flops(const kiln_program *program, int64_t batch) {
+  double flops = 0;
+  for (uint32_t i = 0; i < program->run_step_count; i++)
+    flops += program->run_steps[i].flops + (double)batch * program->run_steps[i].flops_per_batch;
+  return flops;
+}
+
+static bool run_once(Tool *tool, BenchState *state, double *out_seconds) {
+  kiln_error error;
+  double started = seconds_now();
+  if (kiln_run(state->context, state->batch, state->inputs, state->outputs, &error) != KILN_OK) {
+    diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
+    return false;
+  }
+  *out_seconds = seconds_now() - started;
+  return true;
+}
+
+static int kernel_observer(void *context, uint32_t step, const void *data, int64_t nanoseconds) {
+  (void)data;
+  BenchState *state = context;
+  state->kernel_samples[state->round * state->program->run_step_count + step] = nanoseconds;
+  return 0;
+}
+
+/* Median time per kernel over `rounds` stepped runs. */
+static bool bench_kernels(Tool *tool, BenchState *state, size_t rounds) {
+  enum { COLUMNS = 6 };
+  const kiln_program *program = state->program;
+  size_t steps = program->run_step_count;
+  state->kernel_samples = arena_array(tool->arena, rounds * steps + 1, int64_t);
+  kiln_error error;
+  for (state->round = 0; state->round < rounds; state->round++)
+    if (kiln_run_steps(state->context, state->batch, state->inputs, state->outputs, kernel_observer, state, &error) != KILN_OK) {
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
+      return false;
+    }
+  double *samples = arena_array(tool->arena, rounds, double), *medians = arena_array(tool->arena, steps + 1, double), total = 0;
+  for (size_t s = 0; s < steps; s++) {
+    for (size_t r = 0; r < rounds; r++) samples[r] = 1e-9 * (double)state->kernel_samples[r * steps + s];
+    qsort(samples, rounds, sizeof *samples, compare_double);
+    medians[s] = quantile(samples, rounds, 0.5);
+    total += medians[s];
+  }
+  const char **cells = arena_array(tool->arena, (steps + 1) * COLUMNS, const char *);
+  const char *const head[COLUMNS] = {"value", "kernel", "us", "share", "GFLOP/s", "GB/s"};
+  memcpy(cells, head, sizeof head);
+  for (size_t s = 0; s < steps; s++) {
+    const kiln_step *step = &program->run_steps[s];
+    double flops = step->flops + (double)state->batch * step->flops_per_batch;
+    double bytes = step->bytes + (double)state->batch * step->bytes_per_batch;
+    const char **row = &cells[(s + 1) * COLUMNS];
+    row[0] = step->name;
+    row[1] = step->kind;
+    row[2] = arena_format(tool->arena, "%.1f", 1e6 * medians[s]);
+    row[3] = arena_format(tool->arena, "%.1f %%", total > 0 ? 100 * medians[s] / total : 0);
+    row[4] = arena_format(tool->arena, "%.1f", medians[s] > 0 ? 1e-9 * flops / medians[s] : 0);
+    row[5] = arena_format(tool->arena, "%.1f", medians[s] > 0 ? 1e-9 * bytes / medians[s] : 0);
+  }
+  table_print(stdout, tool->arena, cells, steps + 1, COLUMNS, "<<>>>>");
+  return true;
+}
+
+/* For comparisons that interleave two programs: every line of standard input asks for `rounds` runs and is answered by
+ * their median in milliseconds. */
+static int serve(Tool *tool, BenchState *state, int64_t rounds) {
+  double *samples = arena_array(tool->arena, (size_t)rounds, double);
+  char line[64];
+  while (fgets(line, sizeof line, stdin) != NULL) {
+    for (int64_t i = 0; i < rounds; i++)
+      if (!run_once(tool, state, &samples[i])) return EXIT_FAILED;
+    qsort(samples, (size_t)rounds, sizeof *samples, compare_double);
+    printf("%.6f\n", 1e3 * quantile(samples, (size_t)rounds, 0.5));
+    fflush(stdout);
+  }
+  return EXIT_OK;
+}
+
+static int measure(Tool *tool, const BenchRequest *request, BenchState *state, uint32_t threads, double build_seconds) {
+  enum { SAMPLE_LIMIT = 1000000, MINIMUM = 5 };
+  double elapsed, first = 0;
+  double warm_until = seconds_now() + fmin(0.5, request->seconds / 4);
+  for (int i = 0; i < 2 || seconds_now() < warm_until; i++) {
+    if (!run_once(tool, state, &elapsed)) return EXIT_FAILED;
+    if (i == 0) first = elapsed;
+  }
+  if (request->serve) return serve(tool, state, request->rounds);
+  double *samples = arena_array(tool->arena, SAMPLE_LIMIT, double);
+  size_t count = 0;
+  bool progress = color_enabled(stderr) && !request->json;
+  double started = seconds_now(), shown = started;
+  while (count < SAMPLE_LIMIT && (count < MINIMUM || seconds_now() - started < request->seconds)) {
+    if (!run_once(tool, state, &samples[count++])) return EXIT_FAILED;
+    if (progress && seconds_now() - shown > 0.2) {
+      shown = seconds_now();
+      fprintf(stderr, "\r%3.0f %%  %zu runs", fmin(100, 100 * (shown - started) / request->seconds), count);
+    }
+  }
+  if (progress) fprintf(stderr, "\r%*s\r", 40, "");
+  qsort(samples, count, sizeof *samples, compare_double);
+  double median = quantile(samples, count, 0.5), p10 = quantile(samples, count, 0.1), p90 = quantile(samples, count, 0.9);
+  double flops = program_flops(state->program, state->batch);
+  if (request->json) {
+    Text text;
+    text_init(&text, tool->arena);
+    text_add(&text, "{\"model\":");
+    text_add_json(&text, state->program->name);
+    text_format(&text, ",\"isa\":\"%s\",\"batch\":%lld,\"threads\":%u,\"runs\":%zu,\"median_ms\":%.6f,\"p10_ms\":%.6f,\"p90_ms\":%.6f,"
+                "\"min_ms\":%.6f,\"gflop\":%.6f,\"gflops\":%.3f,\"build_ms\":%.3f,\"first_run_ms\":%.3f}\n",
+                state->program->isa, (long long)state->batch, threads, count, 1e3 * median, 1e3 * p10, 1e3 * p90, 1e3 * samples[0],
+                1e-9 * flops, 1e-9 * flops / median, 1e3 * build_seconds, 1e3 * first);
+    fputs(text.data, stdout);
+    return EXIT_OK;
+  }
+  printf("%s  %s  batch %lld  %u thread%s  %zu runs\n", state->program->name, state->program->isa, (long long)state->batch, threads,
+         threads == 1 ? "" : "s", count);
+  printf("median %.3f ms   p10 %.3f   p90 %.3f   min %.3f\n", 1e3 * median, 1e3 * p10, 1e3 * p90, 1e3 * samples[0]);
+  printf("%.3f GFLOP   %.1f GFLOP/s   %.1f images/s   compiled and loaded in %.0f ms\n", 1e-9 * flops, 1e-9 * flops / median,
+         (double)state->batch / median, 1e3 * build_seconds);
+  return EXIT_OK;
+}
+
+static int bench_body(Tool *tool, void *context) {
+  BenchRequest *request = context;
+  kiln_executable *executable;
+  Graph *graph;
+  Plan *plan;
+  double started = seconds_now();
+  TensorList initial = {NULL, 0};
+  if (!is_library(request->path) && request->model.weights == NULL) {
+    /* speed does not depend on the values: initial weights will do */
+    Graph *described;
+    if (!model_open(tool, request->path, &request->model, &described)) return EXIT_FAILED;
+    weights_initialise(described, 1, tool->arena, &initial);
+  }
+  if (!executable_open(tool, request->path, &request->model, &initial, 1, &executable, &graph, &plan))
+    return graph != NULL && plan == NULL && diag_error_count(tool->diag) == 0 ? EXIT_OK : EXIT_FAILED;
+  double build_seconds = seconds_now() - started;
+  const kiln_program *program = executable->program;
+  BenchState state = {.batch = request->run_batch > 0 ? request->run_batch : program->max_batch, .program = program};
+  TensorList inputs;
+  if (!inputs_random(tool, program->inputs, program->input_count, state.batch, 1, &inputs)) return EXIT_FAILED;
+  state.inputs = arena_array(tool->arena, program->input_count + 1, const void *);
+  state.outputs = arena_array(tool->arena, program->output_count + 1, void *);
+  for (uint32_t i = 0; i < program->input_count; i++) state.inputs[i] = inputs.items[i].data;
+  for (uint32_t i = 0; i < program->output_count; i++)
+    state.outputs[i] = arena_alloc_aligned(tool->arena, (size_t)(program->outputs[i].bytes * (program->outputs[i].batched ? state.batch : 1)) + 1, 64);
+  uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
+  kiln_context_options options = {.threads = threads};
+  kiln_error error;
+  if (kiln_context_create(executable, &options, &state.context, &error) != KILN_OK) {
+    diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
+    return EXIT_FAILED;
+  }
+  int code = measure(tool, request, &state, threads, build_seconds);
+  if (code == EXIT_OK && request->kernels && !bench_kernels(tool, &state, 21)) code = EXIT_FAILED;
+  kiln_context_destroy(state.context);
+  return code;
+}
+
+static int bench_run(int argc, char **argv) {
+  BenchRequest request = {.seconds = 2, .rounds = 5};
+  const Option options[] = {
+      WEIGHTS_OPTION(request.model)
+      {"seconds", 0, OPTION_DOUBLE, &request.seconds, "S", "time to measure (default 2)", 0, 0},
+      {"run-batch", 0, OPTION_INT, &request.run_batch, "N", "batch to run (default: the largest compiled for)", 1, 65536},
+      {"kernels", 0, OPTION_FLAG, &request.kernels, NULL, "also a table of the kernels", 0, 0},
+      {"json", 0, OPTION_FLAG, &request.json, NULL, "print JSON", 0, 0},
+      {"serve", 0, OPTION_FLAG, &request.serve, NULL, "answer each line of standard input by the median of some runs in ms", 0, 0},
+      {"rounds", 0, OPTION_INT, &request.rounds, "R", "runs per line with --serve (default 5)", 1, 100000},
+      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model){.name = NULL}};
+  int code = options_parse(&verb_bench, options, argc, argv, 1, 1, &request.path);
+  return code >= 0 ? code : tool_run(bench_body, &request);
+}
+
+const Verb verb_bench = {
+    "bench", "measure the speed of a model", "MODEL|LIBRARY.so [options]",
+    "Runs a model on random inputs after a warm-up and prints the median, the spread and the rate. Without --weights the\n"
+    "model is initialised with random weights: the speed is the same.",
+    "  kiln bench examples/resnet34.json --threads 2\n  kiln bench examples/resnet34.json --batch 16 --kernels\n"
+    "  kiln bench libresnet34.so --seconds 5 --json",
+    bench_run};

@@ -1,0 +1,245 @@
+#include "common.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "safetensors.h"
+
+bool color_enabled(FILE *stream) {
+  const char *no_color = getenv("NO_COLOR");
+  return isatty(fileno(stream)) && (no_color == NULL || no_color[0] == '\0');
+}
+
+static void print_messages(const Diag *diag) {
+  static const char *const names[] = {"error", "warning", "note"};
+  static const char *const colors[] = {"\033[1;31m", "\033[1;35m", "\033[1;36m"};
+  bool color = color_enabled(stderr);
+  fflush(stdout);
+  for (size_t i = 0; i < diag_message_count(diag); i++) {
+    const DiagMessage *message = diag_message(diag, i);
+    const Location *place = &message->location;
+    if (place->file != NULL && place->line > 0) fprintf(stderr, "%s:%u:%u: ", place->file, place->line, place->column);
+    else fprintf(stderr, "%s: ", place->file != NULL ? place->file : "kiln");
+    fprintf(stderr, "%s%s:%s %s\n", color ? colors[message->severity] : "", names[message->severity], color ? "\033[0m" : "",
+            message->text);
+  }
+  size_t errors = diag_error_count(diag);
+  if (errors > DIAG_LIMIT) fprintf(stderr, "kiln: %zu more errors\n", errors - DIAG_LIMIT);
+}
+
+int tool_run(int (*body)(Tool *tool, void *request), void *request) {
+  Tool tool = {arena_create(NULL), NULL};
+  jmp_buf failure;
+  if (tool.arena == NULL || setjmp(failure) != 0) {
+    fprintf(stderr, "kiln: out of memory\n");
+    arena_destroy(tool.arena);
+    return EXIT_FAILED;
+  }
+  arena_on_failure(tool.arena, &failure);
+  tool.diag = diag_create(tool.arena);
+  int code = body(&tool, request);
+  print_messages(tool.diag);
+  if (code == EXIT_OK && diag_error_count(tool.diag) > 0) code = EXIT_FAILED;
+  arena_destroy(tool.arena);
+  if (fflush(stdout) != 0 && code == EXIT_OK) code = EXIT_FAILED;
+  return code;
+}
+
+bool ends_with(const char *text, const char *ending) {
+  size_t length = strlen(text), tail = strlen(ending);
+  return length >= tail && strcmp(text + length - tail, ending) == 0;
+}
+
+bool is_library(const char *path) { return ends_with(path, ".so"); }
+
+double seconds_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+const char *grouped(Arena *arena, int64_t number) {
+  char digits[32];
+  int length = snprintf(digits, sizeof digits, "%lld", (long long)number);
+  Text text;
+  text_init(&text, arena);
+  for (int i = 0; i < length; i++) {
+    text_add_n(&text, &digits[i], 1);
+    int left = length - 1 - i;
+    if (left > 0 && left % 3 == 0 && digits[i] != '-') text_add(&text, ",");
+  }
+  return text.data;
+}
+
+bool name_value(Tool *tool, const char *option, const char *text, const char **out_name, const char **out_value) {
+  const char *equals = strchr(text, '=');
+  if (equals == NULL || equals == text || equals[1] == '\0') {
+    diag_error(tool->diag, (Location){NULL, 0, 0}, "--%s: expected NAME=VALUE, found '%s'", option, text);
+    return false;
+  }
+  *out_name = arena_string_n(tool->arena, text, (size_t)(equals - text));
+  *out_value = equals + 1;
+  return true;
+}
+
+bool shape_parse(Tool *tool, const char *text, ShapeOverride *out_shape) {
+  const char *dims;
+  if (!name_value(tool, "shape", text, &out_shape->input, &dims)) return false;
+  Shape shape = {0, {0}};
+  for (const char *at = dims; *at != '\0';) {
+    size_t length = strcspn(at, "x,");
+    char *piece = arena_string_n(tool->arena, at, length);
+    int64_t dim;
+    bool batch = shape.rank == 0 && strcmp(piece, "N") == 0;
+    if (shape.rank == SHAPE_MAX_RANK || (!batch && (!parse_int(piece, &dim) || dim < 1))) {
+      diag_error(tool->diag, (Location){NULL, 0, 0},
+                 "--shape %s: expected at most %d positive dimensions such as 1x3x224x224, found '%s'", text, SHAPE_MAX_RANK, piece);
+      return false;
+    }
+    shape.dims[shape.rank++] = batch ? DIM_BATCH : dim;
+    at += length;
+    if (*at != '\0' && *++at == '\0') {
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "--shape %s: a dimension is missing at the end", text);
+      return false;
+    }
+  }
+  out_shape->shape = shape;
+  return true;
+}
+
+static bool add_hooks(Tool *tool, Graph *graph, const OptionList *hooks) {
+  if (hooks->count == 0) return true;
+  Hook *all = arena_array(tool->arena, graph->hook_count + hooks->count, Hook);
+  if (graph->hook_count > 0) memcpy(all, graph->hooks, graph->hook_count * sizeof *all);
+  size_t count = graph->hook_count;
+  for (size_t i = 0; i < hooks->count; i++) {
+    char *text = arena_string(tool->arena, hooks->items[i]);
+    char *kind = strchr(text, ':');
+    if (kind != NULL) *kind++ = '\0';
+    char *action = kind != NULL ? strchr(kind, ':') : NULL;
+    if (action != NULL) *action++ = '\0';
+    if (kind == NULL) kind = text + strlen(text);
+    Hook hook = {text, HOOK_ACTIVATION, HOOK_STORE, {NULL, 0, 0}};
+    bool known = true;
+    if (strcmp(kind, "gradient") == 0) hook.kind = HOOK_GRADIENT;
+    else known = kind[0] == '\0' || strcmp(kind, "activation") == 0;
+    if (action != NULL && strcmp(action, "stats") == 0) hook.action = HOOK_STATS;
+    else if (action != NULL && strcmp(action, "call") == 0) hook.action = HOOK_CALL;
+    else known = known && (action == NULL || strcmp(action, "store") == 0);
+    if (!known) {
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "--hook: expected VALUE[:activation|gradient[:store|stats|call]], found '%s'",
+                 hooks->items[i]);
+      return false;
+    }
+    all[count++] = hook;
+  }
+  graph->hooks = all;
+  graph->hook_count = count;
+  return true;
+}
+
+bool model_open(Tool *tool, const char *path, const ModelOptions *options, Graph **out_graph) {
+  ShapeOverride shapes[64];
+  for (size_t i = 0; i < options->shapes.count; i++)
+    if (!shape_parse(tool, options->shapes.items[i], &shapes[i])) return false;
+  ImportOptions import = {shapes, options->shapes.count};
+  if (!description_read(path, &import, tool->arena, tool->diag, out_graph)) return false;
+  if (!add_hooks(tool, *out_graph, &options->hooks)) return false;
+  if (options->weights == NULL) return true;
+  TensorList tensors;
+  return safetensors_read(options->weights, tool->arena, tool->diag, &tensors) &&
+         weights_bind(*out_graph, &tensors, options->weights, true, tool->diag);
+}
+
+bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_options *out_options) {
+  Location nowhere = {NULL, 0, 0};
+  kiln_compile_options result = {.cpu = options->cpu, .triple = options->triple, .disabled_passes = options->disable};
+  result.threads = options->threads > 0 ? (uint32_t)options->threads : 1;
+  if (options->device != NULL && strcmp(options->device, "cpu") != 0) {
+    diag_error(tool->diag, nowhere, "--device: expected cpu, found '%s'", options->device);
+    return false;
+  }
+  if (options->precision != NULL) {
+    if (strcmp(options->precision, "strict") == 0) result.precision = KILN_PRECISION_STRICT;
+    else if (strcmp(options->precision, "fast") == 0) result.precision = KILN_PRECISION_FAST;
+    else if (strcmp(options->precision, "default") != 0) {
+      diag_error(tool->diag, nowhere, "--precision: expected strict, default or fast, found '%s'", options->precision);
+      return false;
+    }
+  }
+  for (const char *at = options->batch; at != NULL && *at != '\0';) {
+    size_t length = strcspn(at, ",");
+    int64_t batch;
+    if (!parse_int(arena_string_n(tool->arena, at, length), &batch) || batch < 1 || batch > 65536) {
+      diag_error(tool->diag, nowhere, "--batch: expected batch sizes from 1 to 65536 such as 1,16, found '%s'", options->batch);
+      return false;
+    }
+    if (batch > result.max_batch) result.max_batch = batch;
+    at += length + (at[length] == ',');
+  }
+  *out_options = result;
+  return true;
+}
+
+typedef struct DumpSink {
+  Tool *tool;
+  const char *folder;
+} DumpSink;
+
+static bool dump_write(void *context, const char *stage, const char *pass, int number, const char *kind, const char *text) {
+  DumpSink *sink = context;
+  if (sink->folder == NULL) {
+    printf("# %s %s\n%s", stage, pass, text);
+    return true;
+  }
+  const char *path = arena_format(sink->tool->arena, "%s/%02d-%s-%s.%s", sink->folder, number, stage, pass, kind);
+  FilePiece piece = {text, strlen(text)};
+  return file_write(path, &piece, 1, sink->tool->diag);
+}
+
+bool model_plan(Tool *tool, const Graph *graph, const ModelOptions *options, const kiln_compile_options *compile,
+                Graph **out_graph, Plan **out_plan) {
+  DumpSink sink = {tool, options->dump_dir};
+  const char *dump = options->dump;
+  if (options->dump_dir != NULL) {
+    if (mkdir(options->dump_dir, 0777) != 0 && access(options->dump_dir, W_OK) != 0) {
+      diag_error(tool->diag, (Location){options->dump_dir, 0, 0}, "cannot be made or written to");
+      return false;
+    }
+    if (dump == NULL) dump = "after:all";
+  }
+  PipelineOptions pipeline = {.dump = dump, .stop_after = options->stop_after, .verify = options->verify, .dot = options->dot,
+                              .sink = dump_write, .context = &sink};
+  BuildOptions build = {compile, &pipeline};
+  if (!build_plan(graph, &build, tool->arena, tool->diag, out_graph, out_plan)) return false;
+  if (*out_plan == NULL) {
+    Text text;
+    text_init(&text, tool->arena);
+    if (options->dot) graph_print_dot(&text, *out_graph);
+    else graph_print(&text, *out_graph);
+    fputs(text.data, stdout);
+  }
+  return true;
+}
+
+void table_print(FILE *stream, Arena *arena, const char *const *cells, size_t rows, size_t columns, const char *align) {
+  int *width = arena_array(arena, columns, int);
+  for (size_t i = 0; i < rows * columns; i++) {
+    int length = (int)strlen(cells[i]);
+    if (length > width[i % columns]) width[i % columns] = length;
+  }
+  for (size_t row = 0; row < rows; row++) {
+    for (size_t column = 0; column < columns; column++) {
+      const char *cell = cells[row * columns + column];
+      const char *gap = column == 0 ? "" : "  ";
+      if (align[column] == '>') fprintf(stream, "%s%*s", gap, width[column], cell);
+      else if (column + 1 == columns) fprintf(stream, "%s%s", gap, cell);
+      else fprintf(stream, "%s%-*s", gap, width[column], cell);
+    }
+    fputc('\n', stream);
+  }
+}

@@ -1,0 +1,30 @@
+/* Inputs from files and outputs to files, by the names of a program's ports. */
+#ifndef KILN_CLI_PORTS_H
+#define KILN_CLI_PORTS_H
+
+#include "common.h"
+
+/* What a program's metadata says: see kiln_program.metadata. */
+typedef struct Metadata {
+  const Preprocess *preprocess; /* per input */
+  const char **labels;
+  size_t label_count;
+} Metadata;
+
+bool metadata_read(Tool *tool, const kiln_program *program, Metadata *out_metadata);
+/* One class name per line. */
+bool labels_read(Tool *tool, const char *path, Metadata *metadata);
+
+/* Tensors for all inputs, in table order and of the type and shape that the ports ask for. `files` are safetensors
+ * whose tensors match by name; `single` are NAME=FILE with PNG, JPEG, .npy or safetensors files. Pictures are resized
+ * and cropped to the port's height and width and normalised as the description says; several pictures for one input
+ * (NAME=A NAME=B) make a batch. Sets the batch (1 when no input is batched). */
+bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metadata, const TensorList *files,
+                 const OptionList *single, Tensor **out_inputs, int64_t *out_batch);
+/* Writes one output: .npy, .safetensors or .png by the name's ending. */
+bool output_write(Tool *tool, const Tensor *output, const char *path, const double *range);
+
+/* Uniform values in [−1, 1), or small class numbers for integer inputs, by a seed: for checking and timing. */
+bool inputs_random(Tool *tool, const kiln_port *ports, size_t count, int64_t batch, uint64_t seed, TensorList *out_list);
+
+#endif

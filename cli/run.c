@@ -1,0 +1,168 @@
+/* kiln run: run a description or a compiled library on files. */
+#include <math.h>
+#include <string.h>
+
+#include "execute.h"
+#include "ports.h"
+#include "safetensors.h"
+
+typedef struct RunRequest {
+  ModelOptions model;
+  const char *path, *inputs, *outputs, *hooks_out, *labels, *range;
+  OptionList input, output;
+  int64_t top;
+} RunRequest;
+
+/* The batch that the inputs hold, before anything is compiled: the leading dimension of batched inputs. */
+static bool write_list(Tool *tool, const char *path, Tensor *tensors, size_t count) {
+  TensorList list = {tensors, count};
+  return safetensors_write(path, &list, tool->arena, tool->diag);
+}
+
+static void print_top(const Tensor *output, const Metadata *metadata, int64_t top) {
+  int64_t classes = output->shape.dims[1];
+  if (top > classes) top = classes;
+  for (int64_t n = 0; n < output->shape.dims[0] && n < 16; n++) {
+    double largest = -INFINITY, sum = 0;
+    for (int64_t k = 0; k < classes; k++) largest = fmax(largest, tensor_get(output, n * classes + k));
+    for (int64_t k = 0; k < classes; k++) sum += exp(tensor_get(output, n * classes + k) - largest);
+    printf("%s[%lld]\n", output->name, (long long)n);
+    double bound = INFINITY;
+    int64_t last = -1;
+    for (int64_t rank = 0; rank < top; rank++) {
+      /* the next in order of falling value, then rising index */
+      int64_t best = -1;
+      for (int64_t k = 0; k < classes; k++) {
+        double value = tensor_get(output, n * classes + k);
+        bool later = value < bound || (value == bound && k > last);
+        if (later && (best < 0 || value > tensor_get(output, n * classes + best))) best = k;
+      }
+      if (best < 0) break; /* only NaN left */
+      bound = tensor_get(output, n * classes + best);
+      last = best;
+      const char *label = (size_t)best < metadata->label_count ? metadata->labels[best] : "";
+      printf("  %6.2f %%  %10.4f  %4lld  %s\n", 100 * exp(bound - largest) / sum, bound, (long long)best, label);
+    }
+  }
+}
+
+static void print_output(const Tensor *output, const Metadata *metadata, int64_t top) {
+  if (output->shape.rank == 2 && output->shape.dims[1] >= 2 && output->dtype == DTYPE_F32 && top > 0) {
+    print_top(output, metadata, top);
+    return;
+  }
+  int64_t count = tensor_elements(output);
+  double sum = 0, smallest = INFINITY, largest = -INFINITY;
+  for (int64_t i = 0; i < count; i++) {
+    double value = tensor_get(output, i);
+    sum += value;
+    smallest = fmin(smallest, value);
+    largest = fmax(largest, value);
+  }
+  printf("%s  [", output->name);
+  for (int32_t d = 0; d < output->shape.rank; d++) printf("%s%lld", d > 0 ? "," : "", (long long)output->shape.dims[d]);
+  printf("]");
+  if (count > 0) printf("  mean %.6g  min %.6g  max %.6g", sum / (double)count, smallest, largest);
+  printf("\n");
+}
+
+static bool write_outputs(Tool *tool, const RunRequest *request, const kiln_program *program, Tensor *outputs, const double *range) {
+  size_t own = program->output_count - program->hook_count;
+  if (request->outputs != NULL && !write_list(tool, request->outputs, outputs, own)) return false;
+  if (request->hooks_out != NULL && !write_list(tool, request->hooks_out, outputs + own, program->hook_count)) return false;
+  for (size_t i = 0; i < request->output.count; i++) {
+    const char *name, *path;
+    if (!name_value(tool, "output", request->output.items[i], &name, &path)) return false;
+    const Tensor *found = NULL;
+    for (uint32_t k = 0; k < program->output_count; k++)
+      if (strcmp(outputs[k].name, name) == 0) found = &outputs[k];
+    if (found == NULL) {
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "--output: the model has no output '%s'; its first is '%s'", name, program->outputs[0].name);
+      return false;
+    }
+    if (!output_write(tool, found, path, range)) return false;
+  }
+  return true;
+}
+
+/* The batch size of a safetensors input decides what the program is compiled for when --batch does not. */
+static int64_t batch_hint(const RunRequest *request, const TensorList *files) {
+  int64_t hint = 1;
+  for (size_t i = 0; files != NULL && i < files->count; i++)
+    if (files->items[i].shape.rank > 0 && strchr(files->items[i].name, '.') == NULL && files->items[i].shape.dims[0] > hint &&
+        files->items[i].shape.dims[0] <= 64)
+      hint = files->items[i].shape.dims[0];
+  for (size_t i = 0; i < request->input.count; i++) {
+    size_t same = 0, length = strcspn(request->input.items[i], "=");
+    for (size_t k = 0; k < request->input.count; k++) same += strncmp(request->input.items[k], request->input.items[i], length + 1) == 0;
+    if ((int64_t)same > hint) hint = (int64_t)same;
+  }
+  return hint;
+}
+
+static bool range_parse(Tool *tool, const char *text, double out_range[2]) {
+  const char *comma = strchr(text, ',');
+  if (comma != NULL && parse_double(arena_string_n(tool->arena, text, (size_t)(comma - text)), &out_range[0]) &&
+      parse_double(comma + 1, &out_range[1]) && out_range[0] < out_range[1])
+    return true;
+  diag_error(tool->diag, (Location){NULL, 0, 0}, "--range: expected LOW,HIGH such as 0,1, found '%s'", text);
+  return false;
+}
+
+static int run_body(Tool *tool, void *context) {
+  RunRequest *request = context;
+  TensorList files = {NULL, 0}, *given = NULL;
+  double range[2];
+  if (request->range != NULL && !range_parse(tool, request->range, range)) return EXIT_USAGE;
+  if (request->inputs != NULL) {
+    if (!safetensors_read(request->inputs, tool->arena, tool->diag, &files)) return EXIT_FAILED;
+    given = &files;
+  }
+  kiln_executable *executable;
+  Graph *graph;
+  Plan *plan;
+  if (!executable_open(tool, request->path, &request->model, given, batch_hint(request, given), &executable, &graph, &plan))
+    return graph != NULL && plan == NULL && diag_error_count(tool->diag) == 0 ? EXIT_OK : EXIT_FAILED;
+  Metadata metadata;
+  Tensor *inputs, *outputs;
+  int64_t batch;
+  const kiln_program *program = executable->program;
+  if (!metadata_read(tool, program, &metadata)) return EXIT_FAILED;
+  if (request->labels != NULL && !labels_read(tool, request->labels, &metadata)) return EXIT_FAILED;
+  if (!inputs_read(tool, program, &metadata, given, &request->input, &inputs, &batch)) return EXIT_FAILED;
+  uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
+  if (!run_batches(tool, executable, threads, inputs, batch, &outputs)) return EXIT_FAILED;
+  if (!write_outputs(tool, request, program, outputs, request->range != NULL ? range : NULL)) return EXIT_FAILED;
+  for (uint32_t i = 0; i < program->output_count; i++) print_output(&outputs[i], &metadata, request->top);
+  return EXIT_OK;
+}
+
+static int run_run(int argc, char **argv) {
+  RunRequest request = {.top = 5};
+  const Option options[] = {
+      WEIGHTS_OPTION(request.model)
+      {"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "PNG, JPEG, .npy or safetensors; again for a batch", 0, 0},
+      {"inputs", 0, OPTION_TEXT, &request.inputs, "FILE", "safetensors with inputs (and parameters) by name", 0, 0},
+      {"output", 'o', OPTION_LIST, &request.output, "NAME=FILE", "write an output: .npy, .safetensors or .png", 0, 0},
+      {"outputs", 0, OPTION_TEXT, &request.outputs, "FILE", "write all outputs to a safetensors file", 0, 0},
+      {"range", 0, OPTION_TEXT, &request.range, "LOW,HIGH", "values that become black and white in a PNG (default: min, max)", 0, 0},
+      {"labels", 0, OPTION_TEXT, &request.labels, "FILE", "class names, one per line", 0, 0},
+      {"top", 0, OPTION_INT, &request.top, "K", "classes to print per image (default 5; 0: none)", 0, 1000},
+      {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "also hand out a value, e.g. body:activation:store", 0, 0},
+      {"hooks-out", 0, OPTION_TEXT, &request.hooks_out, "FILE", "write hooked values to a safetensors file", 0, 0},
+      {"device", 0, OPTION_TEXT, &request.model.device, "NAME", "cpu", 0, 0},
+      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){.name = NULL}};
+  int code = options_parse(&verb_run, options, argc, argv, 1, 1, &request.path);
+  return code >= 0 ? code : tool_run(run_body, &request);
+}
+
+const Verb verb_run = {
+    "run", "run a model or a compiled library on files", "MODEL|LIBRARY.so [--weights FILE] [--input NAME=FILE …] [options]",
+    "Compiles a description in memory, or loads a compiled library, and runs it. Inputs and outputs are matched by name.\n"
+    "Pictures are resized (shorter side) and centre-cropped to the input's size and normalised as the description says.\n"
+    "Outputs [N,K] are printed as the K most likely classes with softmax probability, value, index and label.",
+    "  kiln run examples/resnet34.json --weights w.safetensors --input image=cat.jpg --labels classes.txt\n"
+    "  kiln run examples/edges_rgb.json --input image=cat.jpg --output edges=edges.png\n"
+    "  kiln run model.json --weights w.safetensors --inputs in.safetensors --outputs out.safetensors --threads 2\n"
+    "  kiln run libmodel.so --input image=cat.jpg",
+    run_run};

@@ -1,0 +1,475 @@
+/* Drives code generation: a module per distinct kernel, one with the tables, each translated on its own. */
+#include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include <llvm-c/Analysis.h>
+#include <llvm-c/Core.h>
+#include <llvm-c/TargetMachine.h>
+#include <llvm-c/Transforms/PassBuilder.h>
+
+#include "base/checked.h"
+#include "codegen.h"
+#include "emit.h"
+#include "kiln_abi.h"
+#include "tables.h"
+
+typedef bool CpuEmit(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
+
+static CpuEmit *const emitters[OP_COUNT] = {
+#define OP(ENUM, name, inputs_min, inputs_max, attributes, layouts, parameters) [OP_##ENUM] = cpu_##name,
+#define UNARY(ENUM, name, attributes)                                           [OP_##ENUM] = cpu_elementwise,
+#define BINARY(ENUM, name, attributes)                                          [OP_##ENUM] = cpu_elementwise,
+#define SOURCE(ENUM, name)
+#include "ops.def"
+#undef OP
+#undef UNARY
+#undef BINARY
+#undef SOURCE
+};
+
+typedef enum OutputKind { OUTPUT_OBJECT, OUTPUT_ASSEMBLY, OUTPUT_IR } OutputKind;
+
+/* One module on its way through LLVM. Its LLVM objects belong to `arena`, its result to the arena of its worker. */
+typedef struct Unit {
+  const Plan *plan;
+  const char *symbol;
+  OutputKind kind;
+  const PlanKernel *kernel;
+  KernelWork work; /* result */
+  Code code;       /* result: object or text, in `results` */
+  Arena *arena, *results;
+  Diag *diag;
+  LLVMContextRef context;
+  LLVMModuleRef module;
+  LLVMTargetMachineRef machine;
+} Unit;
+
+static bool internal_error(Unit *unit, const char *stage, const char *message) {
+  Location location = unit->kernel != NULL ? unit->kernel->location : (Location){0};
+  diag_error(unit->diag, location, "internal error: %s of '%s' failed: %s", stage,
+             unit->kernel != NULL ? unit->kernel->name : unit->symbol, message);
+  return false;
+}
+
+/* --- LLVM -------------------------------------------------------------------------------------------- */
+
+static void dispose_context(void *context) { LLVMContextDispose(context); }
+static void dispose_module(void *module) { LLVMDisposeModule(module); }
+static void dispose_machine(void *machine) { LLVMDisposeTargetMachine(machine); }
+static void dispose_builder(void *builder) { LLVMDisposeBuilder(builder); }
+
+/* Without a handler LLVM prints and, on errors, exits. */
+static void handle_diagnostic(LLVMDiagnosticInfoRef info, void *context) {
+  Unit *unit = context;
+  if (LLVMGetDiagInfoSeverity(info) != LLVMDSError) return;
+  char *text = LLVMGetDiagInfoDescription(info);
+  internal_error(unit, "translation", text);
+  LLVMDisposeMessage(text);
+}
+
+/* `baseline`: code that every processor of the architecture runs. */
+static bool open_machine(Unit *unit, bool baseline) {
+  const Target *target = unit->plan->target;
+  bool x86 = strncmp(target->triple, "x86_64", 6) == 0;
+  const char *cpu = !x86 ? "generic" : baseline ? "x86-64" : target->isa;
+  LLVMTargetRef llvm_target;
+  char *message = NULL;
+  if (LLVMGetTargetFromTriple(target->triple, &llvm_target, &message)) {
+    internal_error(unit, "target selection", message);
+    LLVMDisposeMessage(message);
+    return false;
+  }
+  unit->machine = LLVMCreateTargetMachine(llvm_target, target->triple, cpu, x86 ? "" : "+neon", LLVMCodeGenLevelDefault,
+                                          LLVMRelocPIC, LLVMCodeModelDefault);
+  if (unit->machine == NULL) return internal_error(unit, "target selection", "no target machine");
+  arena_defer(unit->arena, dispose_machine, unit->machine);
+  return true;
+}
+
+static void set_target(Unit *unit) {
+  LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(unit->machine);
+  LLVMSetModuleDataLayout(unit->module, layout);
+  LLVMDisposeTargetData(layout);
+  LLVMSetTarget(unit->module, unit->plan->target->triple);
+}
+
+static bool run_passes(Unit *unit) {
+#ifndef NDEBUG
+  char *fault = NULL;
+  bool broken = LLVMVerifyModule(unit->module, LLVMReturnStatusAction, &fault);
+  if (broken) internal_error(unit, "verification", fault);
+  LLVMDisposeMessage(fault);
+  if (broken) return false;
+#endif
+  LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
+  LLVMErrorRef error = LLVMRunPasses(unit->module, "function(mem2reg)", unit->machine, options);
+  LLVMDisposePassBuilderOptions(options);
+  if (error == NULL) return true;
+  char *message = LLVMGetErrorMessage(error);
+  internal_error(unit, "optimisation", message);
+  LLVMDisposeErrorMessage(message);
+  return false;
+}
+
+/* Writes the module's object or text to unit->code. */
+static bool translate(Unit *unit) {
+  if (!run_passes(unit)) return false;
+  if (unit->kind == OUTPUT_IR) {
+    char *text = LLVMPrintModuleToString(unit->module);
+    unit->code = (Code){arena_string(unit->results, text), strlen(text)};
+    LLVMDisposeMessage(text);
+    return true;
+  }
+  LLVMCodeGenFileType type = unit->kind == OUTPUT_OBJECT ? LLVMObjectFile : LLVMAssemblyFile;
+  LLVMMemoryBufferRef buffer = NULL;
+  char *message = NULL;
+  if (LLVMTargetMachineEmitToMemoryBuffer(unit->machine, unit->module, type, &message, &buffer)) {
+    internal_error(unit, "translation", message);
+    LLVMDisposeMessage(message);
+    return false;
+  }
+  size_t size = LLVMGetBufferSize(buffer);
+  unit->code = (Code){arena_copy(unit->results, LLVMGetBufferStart(buffer), size), size};
+  LLVMDisposeMemoryBuffer(buffer);
+  return diag_error_count(unit->diag) == 0;
+}
+
+static void open_context(Unit *unit) {
+  unit->context = LLVMContextCreate();
+  arena_defer(unit->arena, dispose_context, unit->context);
+  LLVMContextSetDiagnosticHandler(unit->context, handle_diagnostic, unit);
+}
+
+/* --- kernels ----------------------------------------------------------------------------------------- */
+
+static void add_attribute(LLVMContextRef context, Value function, const char *name, const char *value) {
+  LLVMAttributeRef attribute =
+      LLVMCreateStringAttribute(context, name, (unsigned)strlen(name), value, (unsigned)strlen(value));
+  LLVMAddAttributeAtIndex(function, (LLVMAttributeIndex)LLVMAttributeFunctionIndex, attribute);
+}
+
+static Value add_kernel_function(Unit *unit, Emit *emit) {
+  LLVMTypeRef parameters[] = {emit->pointer, emit->i32, emit->i64, emit->i64};
+  static const char *const names[] = {"call", "thread", "begin", "end"};
+  Value function = LLVMAddFunction(emit->module, kernel_symbol(unit->symbol, unit->kernel->code, unit->arena),
+                                   LLVMFunctionType(emit->void_type, parameters, 4, 0));
+  for (unsigned i = 0; i < 4; i++) LLVMSetValueName2(LLVMGetParam(function, i), names[i], strlen(names[i]));
+  LLVMSetVisibility(function, LLVMHiddenVisibility);
+  unsigned nounwind = LLVMGetEnumAttributeKindForName("nounwind", strlen("nounwind"));
+  LLVMAddAttributeAtIndex(function, (LLVMAttributeIndex)LLVMAttributeFunctionIndex,
+                          LLVMCreateEnumAttribute(unit->context, nounwind, 0));
+  const Target *target = unit->plan->target;
+  add_attribute(unit->context, function, "frame-pointer", "none");
+  if (strcmp(target->tune, "generic") != 0) add_attribute(unit->context, function, "tune-cpu", target->tune);
+  /* LLVM prefers 256 bits even where the code says <16 x float> */
+  if (target->vector_lanes == 16) add_attribute(unit->context, function, "prefer-vector-width", "512");
+  return function;
+}
+
+static Value load_field(Emit *emit, LLVMTypeRef type, Value base, size_t offset, const char *name) {
+  Value distance = emit_int(emit, (int64_t)offset);
+  Value address = LLVMBuildGEP2(emit->builder, LLVMInt8TypeInContext(emit->context), base, &distance, 1, "");
+  return LLVMBuildLoad2(emit->builder, type, address, name);
+}
+
+/* The kernel's arguments, as cpu_X finds them in Emit. */
+static void load_arguments(Emit *emit) {
+  Value call = LLVMGetParam(emit->function, 0);
+  Value operands = load_field(emit, emit->pointer, call, offsetof(kiln_call, operands), "operands");
+  int32_t count = emit->kernel->input_count;
+  emit->inputs = arena_array(emit->arena, (size_t)count, Value);
+  emit->output = load_field(emit, emit->pointer, operands, 0, "output");
+  for (int32_t i = 0; i < count; i++) {
+    const char *name = arena_format(emit->arena, "input%d", i);
+    emit->inputs[i] = load_field(emit, emit->pointer, operands, sizeof(void *) * (size_t)(i + 1), name);
+  }
+  emit->batch = load_field(emit, emit->i64, call, offsetof(kiln_call, batch), "batch");
+  emit->thread = LLVMBuildZExt(emit->builder, LLVMGetParam(emit->function, 1), emit->i64, "thread.wide");
+  emit->begin = LLVMGetParam(emit->function, 2);
+  emit->end = LLVMGetParam(emit->function, 3);
+  Value scratch = load_field(emit, emit->pointer, call, offsetof(kiln_call, scratch), "scratch.first");
+  Value stride = load_field(emit, emit->i64, call, offsetof(kiln_call, scratch_stride), "scratch.stride");
+  Value distance = LLVMBuildMul(emit->builder, stride, emit->thread, "");
+  emit->scratch = LLVMBuildGEP2(emit->builder, LLVMInt8TypeInContext(emit->context), scratch, &distance, 1, "scratch");
+}
+
+static bool build_kernel(Unit *unit) {
+  LLVMContextRef context = unit->context;
+  Emit emit = {
+      .arena = unit->arena,
+      .target = unit->plan->target,
+      .context = context,
+      .module = unit->module,
+      .builder = LLVMCreateBuilderInContext(context),
+      .f32 = LLVMFloatTypeInContext(context),
+      .i64 = LLVMInt64TypeInContext(context),
+      .i32 = LLVMInt32TypeInContext(context),
+      .i1 = LLVMInt1TypeInContext(context),
+      .pointer = LLVMPointerTypeInContext(context, 0),
+      .void_type = LLVMVoidTypeInContext(context),
+      .kernel = unit->kernel,
+  };
+  arena_defer(unit->arena, dispose_builder, emit.builder);
+  emit.function = add_kernel_function(unit, &emit);
+  LLVMPositionBuilderAtEnd(emit.builder, LLVMAppendBasicBlockInContext(context, emit.function, "entry"));
+  load_arguments(&emit);
+  CpuEmit *const emitter = emitters[unit->kernel->op];
+  if (emitter == NULL) return internal_error(unit, "code generation", "the op has no code");
+  if (!emitter(&emit, unit->kernel, &unit->work, unit->diag)) return false;
+  assert(unit->work.items >= 0 && unit->work.items_per_batch >= 0 && unit->work.scratch_bytes >= 0);
+  LLVMBuildRetVoid(emit.builder);
+  return true;
+}
+
+static bool compile_kernel(Unit *unit) {
+  open_context(unit);
+  const char *name = kernel_symbol(unit->symbol, unit->kernel->code, unit->arena);
+  unit->module = LLVMModuleCreateWithNameInContext(name, unit->context);
+  arena_defer(unit->arena, dispose_module, unit->module);
+  if (!open_machine(unit, false)) return false;
+  set_target(unit);
+  return build_kernel(unit) && translate(unit);
+}
+
+static bool compile_tables(Unit *unit, const KernelWork *work, const CpuOptions *options) {
+  open_context(unit);
+  unit->module = tables_build(unit->context, unit->plan, work, unit->symbol, options, unit->arena, unit->diag);
+  if (unit->module == NULL) return false;
+  arena_defer(unit->arena, dispose_module, unit->module);
+  LLVMSetModuleIdentifier(unit->module, unit->symbol, strlen(unit->symbol));
+  LLVMSetSourceFileName(unit->module, unit->symbol, strlen(unit->symbol));
+  if (!open_machine(unit, true)) return false;
+  set_target(unit);
+  return translate(unit);
+}
+
+/* --- workers ----------------------------------------------------------------------------------------- */
+
+typedef struct Queue {
+  Unit *units;
+  size_t count;
+  atomic_size_t next;
+  atomic_bool failed, out_of_memory;
+} Queue;
+
+typedef struct Worker {
+  Queue *queue;
+  Arena *results, *scratch;
+  pthread_t thread;
+  bool started;
+} Worker;
+
+static void worker_compile(Worker *worker, Unit *unit) {
+  jmp_buf failure;
+  arena_on_failure(worker->results, &failure);
+  arena_on_failure(worker->scratch, &failure);
+  if (setjmp(failure)) {
+    atomic_store(&worker->queue->out_of_memory, true);
+  } else {
+    unit->arena = worker->scratch;
+    unit->results = worker->results;
+    unit->diag = diag_create(worker->results);
+    if (!compile_kernel(unit)) atomic_store(&worker->queue->failed, true);
+  }
+  arena_reset(worker->scratch);
+}
+
+static void *worker_run(void *argument) {
+  Worker *worker = argument;
+  Queue *queue = worker->queue;
+  size_t unit;
+  while (!atomic_load(&queue->out_of_memory) && (unit = atomic_fetch_add(&queue->next, 1)) < queue->count)
+    worker_compile(worker, &queue->units[unit]);
+  return NULL;
+}
+
+static void destroy_arena(void *arena) { arena_destroy(arena); }
+
+/* The worker's memory lives as long as `arena`. */
+static Worker *worker_create(Queue *queue, Arena *arena) {
+  Worker *worker = arena_new(arena, Worker);
+  worker->queue = queue;
+  worker->results = arena_create(NULL);
+  if (worker->results == NULL) arena_fail(arena);
+  arena_defer(arena, destroy_arena, worker->results);
+  worker->scratch = arena_create(NULL);
+  if (worker->scratch == NULL) arena_fail(arena);
+  arena_defer(arena, destroy_arena, worker->scratch);
+  return worker;
+}
+
+/* All units, on `threads` threads of which the caller is one. Results stand in the units whatever the order. */
+static bool compile_units(Unit *units, size_t count, int32_t threads, Arena *arena, Diag *diag) {
+  Queue *queue = arena_new(arena, Queue);
+  queue->units = units;
+  queue->count = count;
+  size_t workers = threads > 1 ? (size_t)threads : 1;
+  if (workers > count) workers = count > 0 ? count : 1;
+  Worker **list = arena_array(arena, workers, Worker *);
+  for (size_t i = 0; i < workers; i++) list[i] = worker_create(queue, arena);
+  for (size_t i = 1; i < workers; i++) {
+    list[i]->started = pthread_create(&list[i]->thread, NULL, worker_run, list[i]) == 0;
+  }
+  worker_run(list[0]);
+  for (size_t i = 1; i < workers; i++) {
+    if (list[i]->started) pthread_join(list[i]->thread, NULL);
+  }
+  for (size_t i = 0; i < count; i++) {
+    for (size_t m = 0; units[i].diag != NULL && m < diag_message_count(units[i].diag); m++) {
+      const DiagMessage *message = diag_message(units[i].diag, m);
+      diag_error(diag, message->location, "%s", message->text);
+    }
+  }
+  if (atomic_load(&queue->out_of_memory)) arena_fail(arena);
+  return !atomic_load(&queue->failed);
+}
+
+/* --- programs ---------------------------------------------------------------------------------------- */
+
+/* Kernels in plan order, the tables last. Memory of intermediate results is `scratch`'s; the codes' too. */
+static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind kind, const char *symbol,
+                         Arena *scratch, Diag *diag, Unit **out_units, size_t *out_count, int64_t *out_scratch_bytes) {
+  llvm_initialize();
+  Unit *units = arena_array(scratch, plan->kernel_count + 1, Unit);
+  Unit **unit_of = arena_array(scratch, plan->kernel_count, Unit *);
+  size_t count = 0;
+  for (size_t i = 0; i < plan->kernel_count; i++) {
+    assert(plan->kernels[i].code <= i);
+    if (plan->kernels[i].code < i) continue;
+    unit_of[i] = &units[count++];
+    *unit_of[i] = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .kernel = &plan->kernels[i]};
+  }
+  if (!compile_units(units, count, options->threads, scratch, diag)) return false;
+  KernelWork *work = arena_array(scratch, plan->kernel_count, KernelWork);
+  for (size_t i = 0; i < plan->kernel_count; i++) work[i] = unit_of[plan->kernels[i].code]->work;
+  Unit *tables = &units[count++];
+  *tables = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .arena = scratch, .results = scratch, .diag = diag};
+  if (!compile_tables(tables, work, options)) return false;
+  *out_units = units;
+  *out_count = count;
+  *out_scratch_bytes = work_scratch_bytes(work, plan->kernel_count);
+  return true;
+}
+
+/* An arena for one compilation: LLVM's objects go with it. Failure of it is failure of `arena`. */
+static Arena *scratch_create(Arena *arena) {
+  Arena *scratch = arena_create(NULL);
+  if (scratch == NULL) arena_fail(arena);
+  return scratch;
+}
+
+typedef struct Request {
+  const Plan *plan;
+  const CpuOptions *options;
+  OutputKind kind;
+  const char *symbol;
+  Arena *arena;
+  Diag *diag;
+  CpuObjects *objects; /* results: one of the two */
+  Text *text;
+} Request;
+
+static void comment_kernel(Text *text, const Unit *unit, bool assembly) {
+  const PlanKernel *kernel = unit->kernel;
+  Text line;
+  text_init(&line, text->arena);
+  if (kernel == NULL) {
+    text_format(&line, "tables and entry points of %s", unit->plan->name);
+  } else {
+    text_format(&line, "%s: %s(", kernel->name, kernel_kind(kernel, text->arena));
+    for (int32_t i = 0; i <= kernel->input_count; i++) {
+      const PlanTensor *tensor = i < kernel->input_count ? &kernel->inputs[i] : &kernel->output;
+      text_add(&line, i == kernel->input_count ? ") -> " : i > 0 ? ", " : "");
+      text_format(&line, "%s[", data_type_name(tensor->dtype));
+      shape_print(&line, &tensor->shape);
+      text_add(&line, "] ");
+      layout_print(&line, tensor->layout);
+    }
+    for (int32_t i = 0; i < kernel->epilogue_count; i++)
+      text_format(&line, "%s %s", i == 0 ? " then" : ",", op_info(kernel->epilogue[i].op)->name);
+  }
+  /* a name may hold anything, also the end of the comment */
+  for (char *at = line.data; *at != '\0'; at++) {
+    if ((unsigned char)*at < ' ') *at = '?';
+  }
+  text_format(text, "%s %s\n", assembly ? "#" : ";", line.data);
+}
+
+static bool request_run(const Request *request, Arena *scratch) {
+  Unit *units;
+  size_t count;
+  int64_t scratch_bytes;
+  if (!compile_plan(request->plan, request->options, request->kind, request->symbol, scratch, request->diag, &units,
+                    &count, &scratch_bytes))
+    return false;
+  if (request->objects != NULL) {
+    Code *codes = arena_array(request->arena, count, Code);
+    for (size_t i = 0; i < count; i++)
+      codes[i] = (Code){arena_copy(request->arena, units[i].code.data, units[i].code.size), units[i].code.size};
+    *request->objects = (CpuObjects){codes, count, request->symbol, scratch_bytes};
+  } else {
+    for (size_t i = 0; i < count; i++) {
+      comment_kernel(request->text, &units[i], request->kind == OUTPUT_ASSEMBLY);
+      text_add_n(request->text, units[i].code.data, units[i].code.size);
+      text_add(request->text, "\n");
+    }
+  }
+  return true;
+}
+
+/* Runs out of memory in either arena end here, so that threads and LLVM's objects never leak. */
+static bool request_guarded(const Request *request) {
+  Arena *scratch = scratch_create(request->arena);
+  jmp_buf failure;
+  jmp_buf *before = arena_on_failure(request->arena, &failure);
+  if (setjmp(failure)) {
+    arena_destroy(scratch);
+    arena_on_failure(request->arena, before);
+    arena_fail(request->arena);
+  }
+  arena_on_failure(scratch, &failure);
+  bool done = request_run(request, scratch);
+  arena_destroy(scratch);
+  arena_on_failure(request->arena, before);
+  return done;
+}
+
+bool cpu_compile(const Plan *plan, const CpuOptions *options, Arena *arena, Diag *diag, CpuObjects *out_objects) {
+  static const CpuOptions defaults;
+  Request request = {
+      .plan = plan,
+      .options = options != NULL ? options : &defaults,
+      .kind = OUTPUT_OBJECT,
+      .symbol = symbol_from_name(plan->name, arena),
+      .arena = arena,
+      .diag = diag,
+      .objects = out_objects,
+  };
+  return request_guarded(&request);
+}
+
+bool cpu_print(const Plan *plan, const CpuOptions *options, bool assembly, Arena *arena, Diag *diag, Text *out_text) {
+  static const CpuOptions defaults;
+  Request request = {
+      .plan = plan,
+      .options = options != NULL ? options : &defaults,
+      .kind = assembly ? OUTPUT_ASSEMBLY : OUTPUT_IR,
+      .symbol = symbol_from_name(plan->name, arena),
+      .arena = arena,
+      .diag = diag,
+      .text = out_text,
+  };
+  return request_guarded(&request);
+}
+
+const char *symbol_from_name(const char *name, Arena *arena) {
+  bool digit = name[0] >= '0' && name[0] <= '9';
+  char *symbol = arena_format(arena, "%s%s", digit || name[0] == '\0' ? "_" : "", name);
+  for (char *at = symbol; *at != '\0'; at++) {
+    bool letter = (*at >= 'a' && *at <= 'z') || (*at >= 'A' && *at <= 'Z') || (*at >= '0' && *at <= '9');
+    if (!letter) *at = '_';
+  }
+  return symbol;
+}

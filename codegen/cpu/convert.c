@@ -1,0 +1,268 @@
+/* convert: the same value in another layout.
+ *
+ * The layouts that matter differ by a transposition: in a plain tensor neighbours are the columns of one channel (or
+ * filter), in a blocked one they are the lanes of a block, that is the same column of b channels. Squares of
+ * lanes × lanes numbers are transposed in registers, so that memory is read and written in whole vectors. Lanes behind
+ * the last channel are filled with zeros. */
+#include <assert.h>
+
+#include "conv.h"
+#include "move.h"
+
+enum {
+  MAX_LANES = 16,
+  CHUNK_COLUMNS = 256 /* of a filter's elements in one work item */
+};
+
+/* A stripe: `block` adjacent lanes on one side, rows `row_stride` apart on the other, along columns. */
+typedef struct Stripe {
+  int32_t block;
+  int32_t valid;        /* lanes that exist; the others are zero */
+  Value blocked, plain; /* offsets of column 0, lane 0 */
+  int64_t row_stride;   /* plain: from lane to lane */
+  int64_t columns;      /* plain: adjacent; blocked: `block` apart */
+  bool to_blocked;      /* the direction */
+} Stripe;
+
+/* Transposes lanes × lanes numbers: at the step of width w, the w × w squares off the diagonal of each 2w × 2w square
+ * change places. */
+static void transpose(Emit *emit, Value *rows, int32_t lanes) {
+  for (int32_t width = 1; width < lanes; width *= 2) {
+    Value upper[MAX_LANES], lower[MAX_LANES];
+    for (int32_t k = 0; k < lanes; k++) {
+      bool second = (k & width) != 0;
+      upper[k] = LLVMConstInt(emit->i32, (unsigned)(second ? lanes + k - width : k), 0);
+      lower[k] = LLVMConstInt(emit->i32, (unsigned)(second ? lanes + k : k + width), 0);
+    }
+    Value upper_mask = LLVMConstVector(upper, (unsigned)lanes), lower_mask = LLVMConstVector(lower, (unsigned)lanes);
+    for (int32_t i = 0; i < lanes; i++) {
+      if (i & width) continue;
+      Value a = rows[i], b = rows[i + width];
+      rows[i] = LLVMBuildShuffleVector(emit->builder, a, b, upper_mask, "");
+      rows[i + width] = LLVMBuildShuffleVector(emit->builder, a, b, lower_mask, "");
+    }
+  }
+}
+
+/* Columns [column, column + lanes), lanes [first, first + lanes) of the block. */
+static void convert_square(Emit *emit, const Stripe *stripe, Value column, int32_t first, int32_t lanes) {
+  Value rows[MAX_LANES];
+  Value blocked = emit_add_int(emit, emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->block)), first);
+  Value plain = emit_add_int(emit, emit_add(emit, stripe->plain, column), first * stripe->row_stride);
+  assert(lanes <= MAX_LANES);
+  for (int32_t i = 0; i < lanes; i++) {
+    if (!stripe->to_blocked) {
+      rows[i] = emit_load(emit, emit->inputs[0], emit_add_int(emit, blocked, (int64_t)i * stripe->block), lanes);
+    } else if (first + i < stripe->valid) {
+      rows[i] = emit_load(emit, emit->inputs[0], emit_add_int(emit, plain, i * stripe->row_stride), lanes);
+    } else {
+      rows[i] = emit_float(emit, lanes, 0);
+    }
+  }
+  transpose(emit, rows, lanes);
+  for (int32_t i = 0; i < lanes; i++) {
+    if (stripe->to_blocked)
+      emit_store(emit, emit->output, emit_add_int(emit, blocked, (int64_t)i * stripe->block), rows[i]);
+    else if (first + i < stripe->valid)
+      emit_store(emit, emit->output, emit_add_int(emit, plain, i * stripe->row_stride), rows[i]);
+  }
+}
+
+/* One column, number by number. */
+static void convert_column(Emit *emit, const Stripe *stripe, Value column) {
+  Value blocked = emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->block));
+  Value plain = emit_add(emit, stripe->plain, column);
+  for (int32_t i = 0; i < (stripe->to_blocked ? stripe->block : stripe->valid); i++) {
+    Value lane = emit_add_int(emit, blocked, i), element = emit_add_int(emit, plain, i * stripe->row_stride);
+    Value from = stripe->to_blocked ? element : lane, to = stripe->to_blocked ? lane : element;
+    Value value = i < stripe->valid ? emit_load(emit, emit->inputs[0], from, 1) : emit_float(emit, 1, 0);
+    emit_store(emit, emit->output, to, value);
+  }
+}
+
+/* Columns [begin, end) of a stripe. A last square that would leave [0, columns) moves back over the one before it;
+ * the caller sees to it that both belong to the same work item: [begin, end) has at least as many columns as a
+ * vector has lanes, or is all there are. */
+static void convert_stripe(Emit *emit, const Stripe *stripe, Value begin, Value end) {
+  int32_t lanes = emit->target->vector_lanes;
+  if (stripe->columns < lanes || stripe->block % lanes != 0) {
+    EmitLoop column = emit_loop_begin(emit, begin, end, 1, "column");
+    convert_column(emit, stripe, column.index);
+    emit_loop_end(emit, &column);
+    return;
+  }
+  EmitLoop square = emit_loop_begin(emit, begin, end, lanes, "square");
+  Value column = emit_min(emit, square.index, emit_add_int(emit, end, -lanes));
+  int32_t stop = stripe->to_blocked ? stripe->block : stripe->valid;
+  for (int32_t first = 0; first < stop; first += lanes) convert_square(emit, stripe, column, first, lanes);
+  emit_loop_end(emit, &square);
+}
+
+/* The stripe of block `block`, of which the last may have less lanes: the case is known when code is made. */
+static void convert_block(Emit *emit, Stripe *stripe, Value block, int64_t count, Value begin, Value end) {
+  int64_t blocks = (count + stripe->block - 1) / stripe->block;
+  int32_t rest = (int32_t)(count - (blocks - 1) * stripe->block);
+  stripe->valid = stripe->block;
+  if (rest == stripe->block) {
+    convert_stripe(emit, stripe, begin, end);
+    return;
+  }
+  EmitIf whole = {NULL, NULL};
+  if (blocks > 1) {
+    whole = emit_if(emit, emit_less(emit, block, emit_int(emit, blocks - 1)), "whole");
+    convert_stripe(emit, stripe, begin, end);
+    emit_else(emit, &whole);
+  }
+  stripe->valid = rest;
+  convert_stripe(emit, stripe, begin, end);
+  if (blocks > 1) emit_end_if(emit, &whole);
+}
+
+/* --- images ------------------------------------------------------------------------------------------ */
+
+static bool has_halo(const PlanTensor *tensor) {
+  const int32_t *halo = tensor->storage.halo;
+  return halo[0] > 0 || halo[1] > 0 || halo[2] > 0 || halo[3] > 0;
+}
+
+static bool convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
+  const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
+  bool to_blocked = out->layout.kind == LAYOUT_CHANNEL_BLOCK;
+  const PlanTensor *blocked = to_blocked ? out : in, *plain = to_blocked ? in : out;
+  const int64_t *dims = out->shape.dims;
+  Stripe stripe = {.block = blocked->layout.block, .row_stride = plain->storage.stride[1], .to_blocked = to_blocked};
+  int64_t blocks = (dims[1] + stripe.block - 1) / stripe.block, rows = dims[2];
+  stripe.columns = dims[3];
+  /* rows without gaps on both sides are one long row; a halo of the output is written row by row */
+  bool gaps = plain->storage.stride[2] != dims[3] || blocked->storage.stride[2] != dims[3] * stripe.block;
+  if (!gaps && !has_halo(out)) stripe.columns *= rows, rows = 1;
+
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  Value index[SHAPE_MAX_RANK] = {NULL};
+  emit_split(emit, item.index, 3, (int64_t[]){1, blocks, rows}, index);
+  if (to_blocked) emit_halo(emit, index[0], index[1], index[2]);
+  Value block = index[1];
+  stripe.blocked = emit_offset(emit, blocked, index);
+  index[1] = emit_mul_int(emit, block, stripe.block);
+  stripe.plain = emit_offset(emit, plain, index);
+  convert_block(emit, &stripe, block, dims[1], emit_int(emit, 0), emit_int(emit, stripe.columns));
+  emit_loop_end(emit, &item);
+  *out_work = work_per_image(dims[0], blocks * rows);
+  return true;
+}
+
+/* --- weights ----------------------------------------------------------------------------------------- */
+
+/* Filters and matrices: [K] rows of elements without gaps become blocks of K. */
+static bool convert_filter(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
+  const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
+  Stripe stripe = {.block = out->layout.block, .row_stride = in->storage.stride[0], .columns = 1, .to_blocked = true};
+  for (int32_t d = 1; d < out->shape.rank; d++) stripe.columns *= out->shape.dims[d];
+  int64_t filters = out->shape.dims[0], blocks = (filters + stripe.block - 1) / stripe.block;
+  /* the last chunk takes the rest, so that none is shorter than a vector */
+  int64_t chunks = stripe.columns < CHUNK_COLUMNS ? 1 : stripe.columns / CHUNK_COLUMNS;
+
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  Value digit[2], index[SHAPE_MAX_RANK] = {NULL};
+  emit_split(emit, item.index, 2, (int64_t[]){blocks, chunks}, digit);
+  index[0] = digit[0];
+  stripe.blocked = emit_offset(emit, out, index);
+  index[0] = emit_mul_int(emit, digit[0], stripe.block);
+  stripe.plain = emit_offset(emit, in, index);
+  Value begin = emit_mul_int(emit, digit[1], CHUNK_COLUMNS), end = emit_int(emit, stripe.columns);
+  if (chunks > 1)
+    end = emit_select(emit, emit_less(emit, digit[1], emit_int(emit, chunks - 1)),
+                      emit_add_int(emit, begin, CHUNK_COLUMNS), end);
+  convert_block(emit, &stripe, digit[0], filters, begin, end);
+  emit_loop_end(emit, &item);
+  *out_work = (KernelWork){.items = blocks * chunks};
+  return true;
+}
+
+static bool filter_is_dense(const PlanTensor *in, const PlanTensor *out) {
+  int64_t step = out->layout.block;
+  for (int32_t d = out->shape.rank - 1; d >= 1; d--) {
+    if (out->storage.stride[d] != step && out->shape.dims[d] != 1) return false;
+    step *= out->shape.dims[d];
+  }
+  return move_is_dense(in, 1);
+}
+
+static bool convert_vector(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
+  const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
+  int64_t count = out->shape.dims[0], padded = (count + out->layout.block - 1) / out->layout.block * out->layout.block;
+  Value start[SHAPE_MAX_RANK] = {NULL};
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  Value to = emit_offset(emit, out, start);
+  move_run(emit, emit_offset(emit, in, start), to, emit_int(emit, 0), emit_int(emit, count));
+  for (int64_t i = count; i < padded; i++)
+    emit_store(emit, emit->output, emit_add_int(emit, to, i), emit_float(emit, 1, 0));
+  emit_loop_end(emit, &item);
+  *out_work = (KernelWork){.items = 1};
+  return true;
+}
+
+/* --- everything else --------------------------------------------------------------------------------- */
+
+static int32_t split_of(const PlanTensor *tensor) {
+  return tensor->layout.block == 0 ? -1 : tensor->layout.kind == LAYOUT_CHANNEL_BLOCK ? 1 : 0;
+}
+
+/* Any two layouts, number by number. An item is an index (or block) of the first two dimensions. */
+static bool convert_any(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
+  const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
+  int32_t rank = out->shape.rank, split = split_of(out), block = emit_lane_block(out);
+  int64_t extents[SHAPE_MAX_RANK] = {1, 1};
+  for (int32_t d = 0; d < rank; d++)
+    extents[d] = d == split ? (out->shape.dims[d] + block - 1) / block : out->shape.dims[d];
+
+  Value index[SHAPE_MAX_RANK] = {NULL}, element[SHAPE_MAX_RANK] = {NULL};
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item"), inner[SHAPE_MAX_RANK];
+  emit_split(emit, item.index, 2, extents, index);
+  for (int32_t d = 2; d < rank; d++) {
+    if (d == 3) emit_halo(emit, index[0], index[1], index[2]);
+    inner[d] = emit_loop_count(emit, extents[d], 1, "inner");
+    index[d] = inner[d].index;
+  }
+  EmitLoop lane = emit_loop_count(emit, block, 1, "lane");
+  for (int32_t d = 0; d < rank; d++) element[d] = index[d];
+  if (split >= 0) element[split] = emit_add(emit, emit_mul_int(emit, index[split], block), lane.index);
+  Value to = emit_add(emit, emit_offset(emit, out, index), lane.index);
+  bool padded = split >= 0 && out->shape.dims[split] % block != 0;
+  EmitIf exists = {NULL, NULL};
+  if (padded) exists = emit_if(emit, emit_less(emit, element[split], emit_int(emit, out->shape.dims[split])), "exists");
+  emit_store(emit, emit->output, to, emit_load(emit, emit->inputs[0], emit_offset_element(emit, in, element), 1));
+  if (padded) {
+    emit_else(emit, &exists);
+    emit_store(emit, emit->output, to, emit_float(emit, 1, 0));
+    emit_end_if(emit, &exists);
+  }
+  emit_loop_end(emit, &lane);
+  for (int32_t d = rank - 1; d >= 2; d--) emit_loop_end(emit, &inner[d]);
+  emit_loop_end(emit, &item);
+  *out_work = work_per_image(extents[0], extents[1]);
+  return true;
+}
+
+bool cpu_convert(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
+  const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
+  LayoutKind from = in->layout.kind, to = out->layout.kind;
+  if (from == to && in->layout.block == out->layout.block && (from == LAYOUT_PLAIN || from == LAYOUT_CHANNEL_BLOCK)) {
+    move_rows(emit, kernel, out_work);
+    return true;
+  }
+  if (out->dtype != DTYPE_F32 || kernel->epilogue_count > 0) {
+    diag_error(diag, kernel->location, "'%s': convert between layouts takes f32 values without an epilogue",
+               kernel->name);
+    return false;
+  }
+  bool blocks = from == LAYOUT_PLAIN && to == LAYOUT_CHANNEL_BLOCK;
+  bool unblocks = from == LAYOUT_CHANNEL_BLOCK && to == LAYOUT_PLAIN && !has_halo(out);
+  const Storage *plain = blocks ? &in->storage : &out->storage;
+  if ((blocks || unblocks) && plain->stride[3] == 1) return convert_image(emit, kernel, out_work);
+  if (from == LAYOUT_PLAIN && (to == LAYOUT_FILTER_BLOCK || to == LAYOUT_MATRIX_BLOCK) && filter_is_dense(in, out))
+    return convert_filter(emit, kernel, out_work);
+  if (from == LAYOUT_PLAIN && to == LAYOUT_VECTOR_BLOCK && in->storage.stride[0] == 1)
+    return convert_vector(emit, kernel, out_work);
+  return convert_any(emit, kernel, out_work);
+}

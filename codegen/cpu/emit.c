@@ -1,0 +1,312 @@
+#include "emit.h"
+
+#include <assert.h>
+
+enum { FLOAT_BYTES = 4, INT64_BYTES = 8 };
+
+/* --- integers ---------------------------------------------------------------------------------------- */
+
+/* LLVM folds operations on constants as they are built; the identities below keep index arithmetic with constant
+ * strides free of additions of 0 and multiplications by 1. */
+static bool is_constant(Value value, int64_t *out_value) {
+  if (LLVMIsAConstantInt(value) == NULL) return false;
+  *out_value = LLVMConstIntGetSExtValue(value);
+  return true;
+}
+
+Value emit_int(Emit *emit, int64_t value) { return LLVMConstInt(emit->i64, (unsigned long long)value, 1); }
+
+Value emit_add(Emit *emit, Value a, Value b) {
+  int64_t constant;
+  if (is_constant(a, &constant) && constant == 0) return b;
+  if (is_constant(b, &constant) && constant == 0) return a;
+  return LLVMBuildNSWAdd(emit->builder, a, b, "");
+}
+
+Value emit_add_int(Emit *emit, Value a, int64_t b) { return emit_add(emit, a, emit_int(emit, b)); }
+
+Value emit_sub(Emit *emit, Value a, Value b) {
+  int64_t constant;
+  if (is_constant(b, &constant) && constant == 0) return a;
+  return LLVMBuildNSWSub(emit->builder, a, b, "");
+}
+
+Value emit_mul_int(Emit *emit, Value a, int64_t b) {
+  if (b == 0) return emit_int(emit, 0);
+  if (b == 1) return a;
+  return LLVMBuildNSWMul(emit->builder, a, emit_int(emit, b), "");
+}
+
+Value emit_div_int(Emit *emit, Value a, int64_t b) {
+  assert(b > 0);
+  return b == 1 ? a : LLVMBuildUDiv(emit->builder, a, emit_int(emit, b), "");
+}
+
+Value emit_mod_int(Emit *emit, Value a, int64_t b) {
+  assert(b > 0);
+  return b == 1 ? emit_int(emit, 0) : LLVMBuildURem(emit->builder, a, emit_int(emit, b), "");
+}
+
+Value emit_less(Emit *emit, Value a, Value b) { return LLVMBuildICmp(emit->builder, LLVMIntSLT, a, b, ""); }
+Value emit_equal(Emit *emit, Value a, Value b) { return LLVMBuildICmp(emit->builder, LLVMIntEQ, a, b, ""); }
+Value emit_and(Emit *emit, Value a, Value b) { return LLVMBuildAnd(emit->builder, a, b, ""); }
+
+Value emit_select(Emit *emit, Value condition, Value yes, Value no) {
+  return LLVMBuildSelect(emit->builder, condition, yes, no, "");
+}
+
+Value emit_min(Emit *emit, Value a, Value b) { return emit_select(emit, emit_less(emit, a, b), a, b); }
+Value emit_max(Emit *emit, Value a, Value b) { return emit_select(emit, emit_less(emit, a, b), b, a); }
+
+void emit_split(Emit *emit, Value index, int count, const int64_t *extents, Value *out_digits) {
+  for (int digit = count - 1; digit > 0; digit--) {
+    out_digits[digit] = emit_mod_int(emit, index, extents[digit]);
+    index = emit_div_int(emit, index, extents[digit]);
+  }
+  out_digits[0] = index;
+}
+
+/* --- control ----------------------------------------------------------------------------------------- */
+
+static LLVMBasicBlockRef append_block(Emit *emit, const char *name, const char *suffix) {
+  return LLVMAppendBasicBlockInContext(emit->context, emit->function, arena_format(emit->arena, "%s%s", name, suffix));
+}
+
+/* The index is a phi of the body's first block; `header` is that block. A loop of one trip is no loop at all: body
+ * is NULL and the index the constant it has. */
+static EmitLoop loop_open(Emit *emit, Value begin, Value end, int64_t step, const char *name,
+                          LLVMBasicBlockRef entered_from) {
+  EmitLoop loop = {.end = end, .step = step};
+  LLVMPositionBuilderAtEnd(emit->builder, loop.header = loop.body = append_block(emit, name, ""));
+  loop.exit = append_block(emit, name, ".end");
+  loop.index = LLVMBuildPhi(emit->builder, emit->i64, name);
+  LLVMAddIncoming(loop.index, &begin, &entered_from, 1);
+  return loop;
+}
+
+EmitLoop emit_loop_begin(Emit *emit, Value begin, Value end, int64_t step, const char *name) {
+  assert(step > 0);
+  int64_t first, last;
+  if (is_constant(begin, &first) && is_constant(end, &last) && first < last && last - first <= step)
+    return (EmitLoop){.index = begin, .end = end, .step = step};
+  LLVMBasicBlockRef entered_from = LLVMGetInsertBlock(emit->builder);
+  EmitLoop loop = loop_open(emit, begin, end, step, name, entered_from);
+  LLVMPositionBuilderAtEnd(emit->builder, entered_from);
+  LLVMBuildCondBr(emit->builder, emit_less(emit, begin, end), loop.body, loop.exit);
+  LLVMPositionBuilderAtEnd(emit->builder, loop.body);
+  return loop;
+}
+
+EmitLoop emit_loop_count(Emit *emit, int64_t count, int64_t step, const char *name) {
+  assert(count > 0 && step > 0);
+  Value begin = emit_int(emit, 0), end = emit_int(emit, count);
+  if (count <= step) return (EmitLoop){.index = begin, .end = end, .step = step};
+  LLVMBasicBlockRef entered_from = LLVMGetInsertBlock(emit->builder);
+  EmitLoop loop = loop_open(emit, begin, end, step, name, entered_from);
+  LLVMPositionBuilderAtEnd(emit->builder, entered_from);
+  LLVMBuildBr(emit->builder, loop.body);
+  LLVMPositionBuilderAtEnd(emit->builder, loop.body);
+  return loop;
+}
+
+void emit_loop_end(Emit *emit, EmitLoop *loop) {
+  if (loop->body == NULL) return;
+  Value next = emit_add_int(emit, loop->index, loop->step);
+  LLVMBasicBlockRef last = LLVMGetInsertBlock(emit->builder);
+  LLVMAddIncoming(loop->index, &next, &last, 1);
+  LLVMBuildCondBr(emit->builder, emit_less(emit, next, loop->end), loop->body, loop->exit);
+  /* keeps blocks in the order of the source, for readers of dumps */
+  LLVMMoveBasicBlockAfter(loop->exit, last);
+  LLVMPositionBuilderAtEnd(emit->builder, loop->exit);
+}
+
+EmitIf emit_if(Emit *emit, Value condition, const char *name) {
+  LLVMBasicBlockRef then = append_block(emit, name, "");
+  EmitIf branch = {append_block(emit, name, ".else"), append_block(emit, name, ".end")};
+  LLVMBuildCondBr(emit->builder, condition, then, branch.otherwise);
+  LLVMPositionBuilderAtEnd(emit->builder, then);
+  return branch;
+}
+
+void emit_else(Emit *emit, EmitIf *branch) {
+  assert(branch->otherwise != NULL);
+  LLVMBuildBr(emit->builder, branch->done);
+  LLVMMoveBasicBlockAfter(branch->otherwise, LLVMGetInsertBlock(emit->builder));
+  LLVMPositionBuilderAtEnd(emit->builder, branch->otherwise);
+  branch->otherwise = NULL;
+}
+
+void emit_end_if(Emit *emit, EmitIf *branch) {
+  if (branch->otherwise != NULL) emit_else(emit, branch);
+  LLVMBuildBr(emit->builder, branch->done);
+  LLVMMoveBasicBlockAfter(branch->done, LLVMGetInsertBlock(emit->builder));
+  LLVMPositionBuilderAtEnd(emit->builder, branch->done);
+}
+
+void emit_vector_loop(Emit *emit, int64_t count, int32_t lanes, EmitVectorBody body, void *context) {
+  if (lanes <= 0) lanes = emit->target->vector_lanes;
+  int64_t whole = count - count % lanes;
+  if (whole > 0) {
+    EmitLoop loop = emit_loop_count(emit, whole, lanes, "vector");
+    body(emit, context, lanes, loop.index);
+    emit_loop_end(emit, &loop);
+  }
+  if (whole < count) {
+    EmitLoop loop = emit_loop_begin(emit, emit_int(emit, whole), emit_int(emit, count), 1, "rest");
+    body(emit, context, 1, loop.index);
+    emit_loop_end(emit, &loop);
+  }
+}
+
+/* --- variables --------------------------------------------------------------------------------------- */
+
+Value emit_variable(Emit *emit, LLVMTypeRef type, const char *name) {
+  LLVMBasicBlockRef current = LLVMGetInsertBlock(emit->builder);
+  LLVMBasicBlockRef entry = LLVMGetEntryBasicBlock(emit->function);
+  Value first = LLVMGetFirstInstruction(entry);
+  if (first != NULL) {
+    LLVMPositionBuilderBefore(emit->builder, first);
+  } else {
+    LLVMPositionBuilderAtEnd(emit->builder, entry);
+  }
+  Value variable = LLVMBuildAlloca(emit->builder, type, name);
+  LLVMPositionBuilderAtEnd(emit->builder, current);
+  return variable;
+}
+
+Value emit_get(Emit *emit, LLVMTypeRef type, Value variable) {
+  return LLVMBuildLoad2(emit->builder, type, variable, "");
+}
+
+void emit_set(Emit *emit, Value variable, Value value) { LLVMBuildStore(emit->builder, value, variable); }
+
+/* --- floats ------------------------------------------------------------------------------------------ */
+
+LLVMTypeRef emit_float_type(Emit *emit, int32_t lanes) {
+  return lanes == 1 ? emit->f32 : LLVMVectorType(emit->f32, (unsigned)lanes);
+}
+
+static Value repeat_constant(Value scalar, int32_t lanes) {
+  enum { MAX_LANES = 64 };
+  assert(lanes <= MAX_LANES);
+  if (lanes == 1) return scalar;
+  Value values[MAX_LANES];
+  for (int32_t lane = 0; lane < lanes; lane++) values[lane] = scalar;
+  return LLVMConstVector(values, (unsigned)lanes);
+}
+
+Value emit_float(Emit *emit, int32_t lanes, double value) {
+  return repeat_constant(LLVMConstReal(emit->f32, (double)(float)value), lanes);
+}
+
+Value emit_splat(Emit *emit, Value scalar, int32_t lanes) {
+  if (lanes == 1) return scalar;
+  if (LLVMIsConstant(scalar)) return repeat_constant(scalar, lanes);
+  LLVMTypeRef type = emit_float_type(emit, lanes);
+  Value one = LLVMBuildInsertElement(emit->builder, LLVMGetPoison(type), scalar, emit_int(emit, 0), "");
+  Value first_lane = LLVMConstNull(LLVMVectorType(emit->i32, (unsigned)lanes));
+  return LLVMBuildShuffleVector(emit->builder, one, LLVMGetPoison(type), first_lane, "");
+}
+
+Value emit_fadd(Emit *emit, Value a, Value b) { return LLVMBuildFAdd(emit->builder, a, b, ""); }
+Value emit_fsub(Emit *emit, Value a, Value b) { return LLVMBuildFSub(emit->builder, a, b, ""); }
+Value emit_fmul(Emit *emit, Value a, Value b) { return LLVMBuildFMul(emit->builder, a, b, ""); }
+Value emit_fdiv(Emit *emit, Value a, Value b) { return LLVMBuildFDiv(emit->builder, a, b, ""); }
+
+Value emit_fma(Emit *emit, Value a, Value b, Value c) {
+  /* without the instruction llvm.fma would be a call of libm's fmaf */
+  if (!emit->target->fma) return emit_fadd(emit, emit_fmul(emit, a, b), c);
+  LLVMTypeRef type = LLVMTypeOf(a);
+  unsigned id = LLVMLookupIntrinsicID("llvm.fma", sizeof "llvm.fma" - 1);
+  Value function = LLVMGetIntrinsicDeclaration(emit->module, id, &type, 1);
+  Value arguments[] = {a, b, c};
+  return LLVMBuildCall2(emit->builder, LLVMIntrinsicGetType(emit->context, id, &type, 1), function, arguments, 3, "");
+}
+
+/* Both match what maxps and minps do with NaN and zeros, so that each is one instruction. */
+Value emit_fmax(Emit *emit, Value a, Value b) {
+  return LLVMBuildSelect(emit->builder, LLVMBuildFCmp(emit->builder, LLVMRealOGT, a, b, ""), a, b, "");
+}
+
+Value emit_fmin(Emit *emit, Value a, Value b) {
+  return LLVMBuildSelect(emit->builder, LLVMBuildFCmp(emit->builder, LLVMRealOLT, a, b, ""), a, b, "");
+}
+
+Value emit_fselect_less(Emit *emit, Value a, Value b, Value yes, Value no) {
+  return LLVMBuildSelect(emit->builder, LLVMBuildFCmp(emit->builder, LLVMRealOLT, a, b, ""), yes, no, "");
+}
+
+/* Lanes [first, first + count) of a vector. */
+static Value vector_part(Emit *emit, Value vector, int32_t first, int32_t count) {
+  enum { MAX_PART = 64 };
+  assert(count <= MAX_PART);
+  if (count == 1) return LLVMBuildExtractElement(emit->builder, vector, emit_int(emit, first), "");
+  Value mask[MAX_PART];
+  for (int32_t lane = 0; lane < count; lane++) mask[lane] = LLVMConstInt(emit->i32, (unsigned)(first + lane), 0);
+  return LLVMBuildShuffleVector(emit->builder, vector, LLVMGetPoison(LLVMTypeOf(vector)),
+                                LLVMConstVector(mask, (unsigned)count), "");
+}
+
+static Value reduce(Emit *emit, Value vector, int32_t lanes, Value (*combine)(Emit *, Value, Value)) {
+  assert((lanes & (lanes - 1)) == 0);
+  for (; lanes > 1; lanes /= 2)
+    vector = combine(emit, vector_part(emit, vector, 0, lanes / 2), vector_part(emit, vector, lanes / 2, lanes / 2));
+  return vector;
+}
+
+Value emit_reduce_add(Emit *emit, Value vector, int32_t lanes) { return reduce(emit, vector, lanes, emit_fadd); }
+Value emit_reduce_max(Emit *emit, Value vector, int32_t lanes) { return reduce(emit, vector, lanes, emit_fmax); }
+
+/* --- memory ------------------------------------------------------------------------------------------ */
+
+Value emit_address(Emit *emit, Value base, Value offset) {
+  int64_t constant;
+  if (is_constant(offset, &constant) && constant == 0) return base;
+  return LLVMBuildGEP2(emit->builder, emit->f32, base, &offset, 1, "");
+}
+
+Value emit_load(Emit *emit, Value base, Value offset, int32_t lanes) {
+  Value load = LLVMBuildLoad2(emit->builder, emit_float_type(emit, lanes), emit_address(emit, base, offset), "");
+  LLVMSetAlignment(load, FLOAT_BYTES);
+  return load;
+}
+
+void emit_store(Emit *emit, Value base, Value offset, Value value) {
+  LLVMSetAlignment(LLVMBuildStore(emit->builder, value, emit_address(emit, base, offset)), FLOAT_BYTES);
+}
+
+Value emit_load_strided(Emit *emit, Value base, Value offset, int64_t stride, int32_t lanes) {
+  if (lanes == 1 || stride == 1) return emit_load(emit, base, offset, lanes);
+  if (stride == 0) return emit_splat(emit, emit_load(emit, base, offset, 1), lanes);
+  Value vector = LLVMGetPoison(emit_float_type(emit, lanes));
+  for (int32_t lane = 0; lane < lanes; lane++) {
+    Value element = emit_load(emit, base, emit_add_int(emit, offset, lane * stride), 1);
+    vector = LLVMBuildInsertElement(emit->builder, vector, element, emit_int(emit, lane), "");
+  }
+  return vector;
+}
+
+void emit_store_strided(Emit *emit, Value base, Value offset, int64_t stride, Value value, int32_t lanes) {
+  if (lanes == 1 || stride == 1) {
+    emit_store(emit, base, offset, value);
+    return;
+  }
+  for (int32_t lane = 0; lane < lanes; lane++) {
+    Value element = LLVMBuildExtractElement(emit->builder, value, emit_int(emit, lane), "");
+    emit_store(emit, base, emit_add_int(emit, offset, lane * stride), element);
+  }
+}
+
+static Value address_i64(Emit *emit, Value base, Value offset) {
+  return LLVMBuildGEP2(emit->builder, emit->i64, base, &offset, 1, "");
+}
+
+Value emit_load_i64(Emit *emit, Value base, Value offset) {
+  Value load = LLVMBuildLoad2(emit->builder, emit->i64, address_i64(emit, base, offset), "");
+  LLVMSetAlignment(load, INT64_BYTES);
+  return load;
+}
+
+void emit_store_i64(Emit *emit, Value base, Value offset, Value value) {
+  LLVMSetAlignment(LLVMBuildStore(emit->builder, value, address_i64(emit, base, offset)), INT64_BYTES);
+}

@@ -1,0 +1,212 @@
+/* Tensors in memory: offsets under every layout, operands with broadcasting, epilogues, halos. */
+#include <assert.h>
+
+#include "emit.h"
+
+/* The dimension that a blocked layout splits; -1 when it splits none. */
+static int32_t split_dim(const PlanTensor *tensor) {
+  switch (tensor->layout.kind) {
+    case LAYOUT_CHANNEL_BLOCK:
+      return 1;
+    case LAYOUT_FILTER_BLOCK:
+    case LAYOUT_MATRIX_BLOCK:
+    case LAYOUT_VECTOR_BLOCK:
+      return 0;
+    case LAYOUT_PLAIN:
+    case LAYOUT_CHANNEL_LAST:
+      return -1;
+  }
+  return -1;
+}
+
+/* Elements between neighbouring blocks along the split dimension. A blocked vector is dense by definition, so its
+ * stride need not be consulted. */
+static int64_t block_stride(const PlanTensor *tensor, int32_t dim) {
+  return tensor->layout.kind == LAYOUT_VECTOR_BLOCK ? tensor->layout.block : tensor->storage.stride[dim];
+}
+
+int32_t emit_lane_dim(const PlanTensor *tensor) {
+  if (tensor->layout.kind == LAYOUT_PLAIN) return tensor->shape.rank - 1;
+  return tensor->layout.kind == LAYOUT_CHANNEL_LAST ? 1 : split_dim(tensor);
+}
+
+int32_t emit_lane_block(const PlanTensor *tensor) { return split_dim(tensor) >= 0 ? tensor->layout.block : 1; }
+
+Value emit_offset(Emit *emit, const PlanTensor *tensor, const Value *index) {
+  int32_t split = split_dim(tensor);
+  Value offset = emit_int(emit, 0);
+  for (int32_t dim = 0; dim < tensor->shape.rank; dim++) {
+    if (index[dim] == NULL) continue;
+    int64_t stride = dim == split ? block_stride(tensor, dim) : tensor->storage.stride[dim];
+    offset = emit_add(emit, offset, emit_mul_int(emit, index[dim], stride));
+  }
+  return emit_add_int(emit, offset, tensor->storage.origin);
+}
+
+Value emit_offset_element(Emit *emit, const PlanTensor *tensor, const Value *index) {
+  int32_t split = split_dim(tensor);
+  if (split < 0 || index[split] == NULL) return emit_offset(emit, tensor, index);
+  Value blocks[SHAPE_MAX_RANK];
+  for (int32_t dim = 0; dim < tensor->shape.rank; dim++) blocks[dim] = index[dim];
+  blocks[split] = emit_div_int(emit, index[split], tensor->layout.block);
+  Value lane = emit_mod_int(emit, index[split], tensor->layout.block);
+  return emit_add(emit, emit_offset(emit, tensor, blocks), lane);
+}
+
+/* Lane by lane; elements past the extent of the lane dimension (the padding of the output's last block) repeat the
+ * last one, so that nothing outside the operand is read. */
+static Value gather_lanes(Emit *emit, const PlanTensor *operand, Value base, Value *element, int32_t lane_dim,
+                          int32_t lanes) {
+  Value first = element[lane_dim], last = emit_int(emit, operand->shape.dims[lane_dim] - 1);
+  Value vector = LLVMGetPoison(emit_float_type(emit, lanes));
+  for (int32_t lane = 0; lane < lanes; lane++) {
+    element[lane_dim] = emit_min(emit, emit_add_int(emit, first, lane), last);
+    Value value = emit_load(emit, base, emit_offset_element(emit, operand, element), 1);
+    if (lanes == 1) return value;
+    vector = LLVMBuildInsertElement(emit->builder, vector, value, emit_int(emit, lane), "");
+  }
+  return vector;
+}
+
+Value emit_load_broadcast(Emit *emit, const PlanTensor *operand, Value base, const PlanTensor *output,
+                          const Value *index, int32_t lanes) {
+  int32_t block = emit_lane_block(output), split = split_dim(operand);
+  int32_t shift = output->shape.rank - operand->shape.rank;
+  int32_t lane_dim = emit_lane_dim(output) - shift; /* in the operand's dimensions; negative: it lacks it */
+  assert(shift >= 0);
+  Value element[SHAPE_MAX_RANK] = {NULL};
+  for (int32_t dim = 0; dim < operand->shape.rank; dim++) {
+    if (operand->shape.dims[dim] != 1) element[dim] = index[dim + shift];
+  }
+  /* every lane is the same element */
+  if (lane_dim < 0 || operand->shape.dims[lane_dim] == 1)
+    return emit_splat(emit, emit_load(emit, base, emit_offset_element(emit, operand, element), 1), lanes);
+  if (element[lane_dim] == NULL) element[lane_dim] = emit_int(emit, 0);
+  /* blocked alike: block indices serve both, and the padding is there */
+  if (block > 1 && split == lane_dim && operand->layout.block == block)
+    return emit_load(emit, base, emit_offset(emit, operand, element), lanes);
+
+  bool padded = block > 1 && operand->shape.dims[lane_dim] % block != 0;
+  element[lane_dim] = emit_mul_int(emit, element[lane_dim], block);
+  bool dense = split < 0 || operand->layout.kind == LAYOUT_VECTOR_BLOCK;
+  if ((padded && lanes > 1) || (split == lane_dim && !dense))
+    return gather_lanes(emit, operand, base, element, lane_dim, lanes);
+  int64_t stride = operand->layout.kind == LAYOUT_VECTOR_BLOCK ? 1 : operand->storage.stride[lane_dim];
+  return emit_load_strided(emit, base, emit_offset_element(emit, operand, element), stride, lanes);
+}
+
+/* --- expressions ------------------------------------------------------------------------------------- */
+
+typedef struct ExprContext {
+  ExprBuilder builder; /* first: its context points at this struct */
+  Emit *emit;
+  int32_t lanes;
+} ExprContext;
+
+static ExprValue expr_constant(void *context, double value) {
+  ExprContext *expr = context;
+  return (ExprValue){.handle = emit_float(expr->emit, expr->lanes, value)};
+}
+
+static ExprValue expr_unary(void *context, ExprUnary operation, ExprValue a) {
+  ExprContext *expr = context;
+  return (ExprValue){.handle = emit_math(expr->emit, operation, a.handle, expr->lanes)};
+}
+
+static ExprValue expr_binary(void *context, ExprBinary operation, ExprValue a, ExprValue b) {
+  static Value (*const build[])(Emit *, Value, Value) = {
+      [EXPR_ADD] = emit_fadd, [EXPR_SUB] = emit_fsub, [EXPR_MUL] = emit_fmul,
+      [EXPR_DIV] = emit_fdiv, [EXPR_MAX] = emit_fmax, [EXPR_MIN] = emit_fmin,
+  };
+  ExprContext *expr = context;
+  return (ExprValue){.handle = build[operation](expr->emit, a.handle, b.handle)};
+}
+
+static ExprValue expr_select_less(void *context, ExprValue a, ExprValue b, ExprValue yes, ExprValue no) {
+  ExprContext *expr = context;
+  return (ExprValue){.handle = emit_fselect_less(expr->emit, a.handle, b.handle, yes.handle, no.handle)};
+}
+
+const ExprBuilder *emit_expr_builder(Emit *emit, int32_t lanes) {
+  ExprContext *expr = arena_new(emit->arena, ExprContext);
+  expr->emit = emit;
+  expr->lanes = lanes;
+  expr->builder = (ExprBuilder){expr, expr_constant, expr_unary, expr_binary, expr_select_less};
+  return &expr->builder;
+}
+
+Value emit_epilogue_with(Emit *emit, Value value, int32_t lanes, EmitOperandLoad load, void *context) {
+  const PlanKernel *kernel = emit->kernel;
+  if (kernel->epilogue_count == 0) return value;
+  const ExprBuilder *builder = emit_expr_builder(emit, lanes);
+  for (int32_t i = 0; i < kernel->epilogue_count; i++) {
+    const EpilogueStep *step = &kernel->epilogue[i];
+    ExprValue a = {.handle = value}, b = {.handle = NULL};
+    if (step->operand >= 0) b.handle = load(emit, context, step->operand);
+    const OpInfo *info = op_info(step->op);
+    value = (step->reversed ? info->expr(builder, &step->attrs, b, a) : info->expr(builder, &step->attrs, a, b)).handle;
+  }
+  return value;
+}
+
+typedef struct EpiloguePlace {
+  const Value *index;
+  int32_t lanes;
+} EpiloguePlace;
+
+static Value load_epilogue_operand(Emit *emit, void *context, int32_t input) {
+  const EpiloguePlace *place = context;
+  return emit_load_broadcast(emit, &emit->kernel->inputs[input], emit->inputs[input], &emit->kernel->output,
+                             place->index, place->lanes);
+}
+
+Value emit_epilogue(Emit *emit, Value value, const Value *index, int32_t lanes) {
+  EpiloguePlace place = {index, lanes};
+  return emit_epilogue_with(emit, value, lanes, load_epilogue_operand, &place);
+}
+
+/* --- halo -------------------------------------------------------------------------------------------- */
+
+typedef struct ZeroRun {
+  Value offset;
+} ZeroRun;
+
+static void store_zeros(Emit *emit, void *context, int32_t lanes, Value index) {
+  const ZeroRun *run = context;
+  emit_store(emit, emit->output, emit_add(emit, run->offset, index), emit_float(emit, lanes, 0));
+}
+
+static void emit_zeros(Emit *emit, Value offset, int64_t count) {
+  enum { UNROLLED_STORES = 8 };
+  ZeroRun run = {offset};
+  int32_t lanes = emit->target->vector_lanes;
+  if (count % lanes == 0 && count / lanes <= UNROLLED_STORES) {
+    for (int64_t at = 0; at < count; at += lanes) store_zeros(emit, &run, lanes, emit_int(emit, at));
+  } else {
+    emit_vector_loop(emit, count, lanes, store_zeros, &run);
+  }
+}
+
+void emit_halo(Emit *emit, Value n, Value block, Value y) {
+  const PlanTensor *output = &emit->kernel->output;
+  const Storage *storage = &output->storage;
+  int64_t top = storage->halo[0], left = storage->halo[1], bottom = storage->halo[2], right = storage->halo[3];
+  if (output->shape.rank != 4 || (top | left | bottom | right) == 0) return;
+  int64_t height = output->shape.dims[2], width = output->shape.dims[3];
+  int64_t column = storage->stride[3], row = storage->stride[2]; /* column: the block, or 1 when plain */
+  Value index[SHAPE_MAX_RANK] = {n, block, y};
+  Value start = emit_add_int(emit, emit_offset(emit, output, index), -left * column);
+  if (left > 0) emit_zeros(emit, start, left * column);
+  if (right > 0) emit_zeros(emit, emit_add_int(emit, start, (left + width) * column), right * column);
+  int64_t whole = (left + width + right) * column;
+  if (top > 0) {
+    EmitIf first = emit_if(emit, emit_equal(emit, y, emit_int(emit, 0)), "halo.top");
+    for (int64_t i = 1; i <= top; i++) emit_zeros(emit, emit_add_int(emit, start, -i * row), whole);
+    emit_end_if(emit, &first);
+  }
+  if (bottom > 0) {
+    EmitIf last = emit_if(emit, emit_equal(emit, y, emit_int(emit, height - 1)), "halo.bottom");
+    for (int64_t i = 1; i <= bottom; i++) emit_zeros(emit, emit_add_int(emit, start, i * row), whole);
+    emit_end_if(emit, &last);
+  }
+}

@@ -1,0 +1,172 @@
+/* kiln.h: compile and run convolutional networks from C.
+ *
+ *   kiln_model *model;  kiln_executable *executable;  kiln_context *context;  kiln_error error;
+ *   if (kiln_model_load(NULL, "resnet34.json", NULL, &model, &error) ||
+ *       kiln_model_load_weights(model, "resnet34.safetensors", &error) ||
+ *       kiln_compile(model, NULL, &executable, &error) ||
+ *       kiln_context_create(executable, NULL, &context, &error) ||
+ *       kiln_run(context, 1, inputs, outputs, &error))
+ *     fprintf(stderr, "%s\n", error.message);
+ *
+ * Every function returns a kiln_status (kiln_abi.h); 0 is success. The last argument receives status and text of a
+ * failure and may be NULL. The library never exits, aborts or prints, and installs no signal handlers.
+ *
+ * Threading: a model is used by one thread at a time. An executable is immutable: any number of threads may use it
+ * at once, each with its own context. A context is used by one thread at a time. */
+#ifndef KILN_H
+#define KILN_H
+
+#include "kiln_abi.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(KILN_BUILD)
+#define KILN_API __attribute__((visibility("default")))
+#else
+#define KILN_API
+#endif
+
+/* "0.1.0" */
+KILN_API const char *kiln_version(void);
+/* A short name of a status: "out of memory". Static. */
+KILN_API const char *kiln_status_text(kiln_status status);
+
+typedef struct kiln_model kiln_model;
+typedef struct kiln_executable kiln_executable;
+typedef struct kiln_context kiln_context;
+
+/* What went wrong: for mistakes in files all diagnostics, a line each (`file:line:col: error: …`), cut at the
+ * buffer's end. */
+typedef struct kiln_error {
+  kiln_status status;
+  char message[8192];
+} kiln_error;
+
+/* --- the host's services ------------------------------------------------------------------------------ */
+
+typedef enum kiln_log_level { KILN_LOG_WARNING = 0, KILN_LOG_INFO = 1 } kiln_log_level;
+
+/* All members may be NULL: malloc and free, no log. The struct is copied; functions may be called from any thread
+ * that uses an object made with it. Sizes and alignments are in bytes; alignment is a power of two. Memory that
+ * LLVM takes while it compiles does not go through the allocator. */
+typedef struct kiln_host {
+  void *(*allocate)(void *context, size_t size, size_t alignment);
+  void (*release)(void *context, void *pointer, size_t size);
+  void (*log)(void *context, kiln_log_level level, const char *message);
+  void *context;
+} kiln_host;
+
+/* --- models ------------------------------------------------------------------------------------------- */
+
+typedef struct kiln_shape {
+  const char *input; /* name of an input */
+  uint32_t rank;
+  int64_t dims[KILN_MAX_RANK]; /* -1 in dims[0]: any batch */
+} kiln_shape;
+
+typedef struct kiln_model_options {
+  const kiln_shape *shapes; /* replace the shapes that the description gives */
+  size_t shape_count;
+} kiln_model_options;
+
+/* Reads a description (format 1, frontend/FORMAT.md). KILN_ERROR_INPUT with all diagnostics when it is wrong.
+ * `host` and `options` may be NULL. The caller destroys the model. */
+KILN_API kiln_status kiln_model_load(const kiln_host *host, const char *path, const kiln_model_options *options,
+                                     kiln_model **out_model, kiln_error *error);
+/* The same from text of `size` bytes; `name` stands for the file in messages. The text is copied. */
+KILN_API kiln_status kiln_model_parse(const kiln_host *host, const char *name, const char *text, size_t size,
+                                      const kiln_model_options *options, kiln_model **out_model, kiln_error *error);
+KILN_API void kiln_model_destroy(kiln_model *model);
+
+/* Reads parameters by name from a safetensors file; may be called several times, later files win. */
+KILN_API kiln_status kiln_model_load_weights(kiln_model *model, const char *path, kiln_error *error);
+/* Copies one parameter: dense row-major f32 of exactly the declared shape. */
+KILN_API kiln_status kiln_model_set_parameter(kiln_model *model, const char *name, const float *data, uint32_t rank,
+                                              const int64_t *dims, kiln_error *error);
+/* Kaiming initialisation (arXiv 1502.01852); same seed, same values on every machine. */
+KILN_API kiln_status kiln_model_init_weights(kiln_model *model, uint64_t seed, kiln_error *error);
+
+/* Adds a hook: `pattern` names a value ("body", "layer*.conv2"). The value becomes an extra output "hook.NAME" of
+ * executables compiled afterwards. */
+KILN_API kiln_status kiln_model_add_hook(kiln_model *model, const char *pattern, kiln_error *error);
+
+KILN_API const char *kiln_model_name(const kiln_model *model);
+KILN_API size_t kiln_model_input_count(const kiln_model *model);
+KILN_API size_t kiln_model_output_count(const kiln_model *model);
+KILN_API size_t kiln_model_parameter_count(const kiln_model *model);
+/* Fill *out_port; names live as long as the model. KILN_ERROR_ARGUMENT when `index` is out of range. */
+KILN_API kiln_status kiln_model_input(const kiln_model *model, size_t index, kiln_port *out_port);
+KILN_API kiln_status kiln_model_output(const kiln_model *model, size_t index, kiln_port *out_port);
+KILN_API kiln_status kiln_model_parameter(const kiln_model *model, size_t index, kiln_port *out_port);
+
+/* --- compiling ---------------------------------------------------------------------------------------- */
+
+typedef enum kiln_precision {
+  KILN_PRECISION_DEFAULT = 0,
+  KILN_PRECISION_STRICT = 1, /* direct algorithms only */
+  KILN_PRECISION_FAST = 2
+} kiln_precision;
+
+typedef enum kiln_weights_mode { KILN_WEIGHTS_EMBED = 0, KILN_WEIGHTS_FILE = 1, KILN_WEIGHTS_CALLER = 2 } kiln_weights_mode;
+
+/* A zeroed struct means: this machine, default precision, max batch of the description, one thread. */
+typedef struct kiln_compile_options {
+  const char *cpu;    /* "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64"; NULL: native */
+  const char *triple; /* LLVM target triple; NULL: this machine. Libraries only */
+  kiln_precision precision;
+  int64_t max_batch;  /* 0: as described */
+  uint32_t threads;   /* used for compiling and for preparing weights; 0: 1 */
+  kiln_weights_mode weights; /* libraries only */
+  const char *disabled_passes; /* "fuse,fold_bn"; NULL: none */
+} kiln_compile_options;
+
+/* Compiles into memory and prepares the weights. All parameters must have values. The executable is independent of
+ * the model. `options` may be NULL. */
+KILN_API kiln_status kiln_compile(const kiln_model *model, const kiln_compile_options *options,
+                                  kiln_executable **out_executable, kiln_error *error);
+/* Compiles to a shared library at `path` and its header beside it: libNAME.so → NAME.h. With KILN_WEIGHTS_FILE also
+ * NAME.weights. Files are replaced atomically; the same input gives the same bytes. */
+KILN_API kiln_status kiln_compile_library(const kiln_model *model, const kiln_compile_options *options, const char *path,
+                                          kiln_error *error);
+/* Loads a compiled library. `weights`: path of the weights file (mode `file`; NULL: beside the library), or of a
+ * safetensors file (mode `caller`). KILN_ERROR_CPU when this processor cannot run it. */
+KILN_API kiln_status kiln_open_library(const kiln_host *host, const char *path, const char *weights,
+                                       kiln_executable **out_executable, kiln_error *error);
+KILN_API void kiln_executable_destroy(kiln_executable *executable);
+/* Names, shapes, hooks, steps. Lives as long as the executable. */
+KILN_API const kiln_program *kiln_executable_program(const kiln_executable *executable);
+/* The prepared weights, for callers that walk the program's steps themselves. */
+KILN_API const kiln_weights *kiln_executable_weights(const kiln_executable *executable);
+
+/* --- running ------------------------------------------------------------------------------------------ */
+
+/* A zeroed struct means: one thread, the program's largest batch. */
+typedef struct kiln_context_options {
+  uint32_t threads;               /* 0 or 1: the caller's thread only */
+  kiln_parallel_for parallel_for; /* the host's; NULL: a pool of `threads` owned by the context */
+  void *pool;
+  int64_t max_batch;              /* 0: the program's */
+} kiln_context_options;
+
+/* Allocates the workspace (and the pool). The executable must outlive the context. */
+KILN_API kiln_status kiln_context_create(const kiln_executable *executable, const kiln_context_options *options,
+                                         kiln_context **out_context, kiln_error *error);
+KILN_API void kiln_context_destroy(kiln_context *context);
+/* Runs a batch. `inputs` and `outputs` hold a pointer per port in table order (hook stores after the outputs), dense
+ * row-major, of batch * port.bytes each (port.bytes when not batched). Allocates nothing. */
+KILN_API kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
+                              kiln_error *error);
+/* Walks the steps one at a time and calls `observe` after each: for timing, tracing and checking. `step` indexes
+ * program->run_steps; `data` is the address of the step's output (see kiln_view). A non-zero result stops the run
+ * with KILN_ERROR_CALLBACK. */
+typedef int (*kiln_observer)(void *observer_context, uint32_t step, const void *data, int64_t nanoseconds);
+KILN_API kiln_status kiln_run_steps(kiln_context *context, int64_t batch, const void *const *inputs,
+                                    void *const *outputs, kiln_observer observe, void *observer_context,
+                                    kiln_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,75 @@
+/* The interpreter's normalisation. */
+#include <math.h>
+
+#include "eval.h"
+
+/* A value [N, C, …] as N × C runs of `inner` elements. */
+static int64_t run_length(const Shape *shape) {
+  int64_t count = 1;
+  for (int32_t i = 2; i < shape->rank; i++) count *= shape->dims[i];
+  return count;
+}
+
+/* Mean and biased variance of one channel over batch and space, in two passes. */
+static void channel_statistics(const EvalTensor *x, int64_t channel, double *out_mean, double *out_variance) {
+  const int64_t images = x->shape.dims[0], channels = x->shape.dims[1], inner = run_length(&x->shape);
+  double sum = 0, squares = 0;
+  for (int64_t n = 0; n < images; n++) {
+    const double *run = x->data + (n * channels + channel) * inner;
+    for (int64_t i = 0; i < inner; i++) sum += run[i];
+  }
+  const double count = (double)(images * inner), mean = sum / count;
+  for (int64_t n = 0; n < images; n++) {
+    const double *run = x->data + (n * channels + channel) * inner;
+    for (int64_t i = 0; i < inner; i++) squares += (run[i] - mean) * (run[i] - mean);
+  }
+  *out_mean = mean;
+  *out_variance = squares / count;
+}
+
+/* One channel: (x − mean) · scale + bias. */
+static void normalize_channel(const EvalTensor *x, int64_t channel, double mean, double scale, double bias,
+                              EvalTensor *output) {
+  const int64_t channels = x->shape.dims[1], inner = run_length(&x->shape);
+  for (int64_t n = 0; n < x->shape.dims[0]; n++) {
+    const int64_t start = (n * channels + channel) * inner;
+    for (int64_t i = start; i < start + inner; i++) output->data[i] = (x->data[i] - mean) * scale + bias;
+  }
+}
+
+void eval_batch_norm(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
+  for (int64_t c = 0; c < output->shape.dims[1]; c++) {
+    double mean = inputs[3]->data[c], variance = inputs[4]->data[c];
+    if (node->attrs.training) channel_statistics(inputs[0], c, &mean, &variance);
+    const double scale = inputs[1]->data[c] / sqrt(variance + node->attrs.eps);
+    normalize_channel(inputs[0], c, mean, scale, inputs[2]->data[c], output);
+  }
+}
+
+void eval_normalize(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
+  for (int64_t c = 0; c < output->shape.dims[1]; c++) {
+    normalize_channel(inputs[0], c, node->attrs.mean.values[c], 1 / node->attrs.std.values[c], 0, output);
+  }
+}
+
+/* [2, C]: means, then biased variances. */
+void eval_batch_stats(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
+  (void)node;
+  const int64_t channels = output->shape.dims[1];
+  for (int64_t c = 0; c < channels; c++) {
+    channel_statistics(inputs[0], c, &output->data[c], &output->data[channels + c]);
+  }
+}
+
+/* Running statistics as PyTorch keeps them: the mean, or the unbiased variance. A single value per channel has no
+ * unbiased variance; it counts as its biased one, 0. */
+void eval_bn_update(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
+  const int64_t channels = output->shape.dims[0];
+  const int64_t count = inputs[2]->shape.dims[0] * run_length(&inputs[2]->shape);
+  const double momentum = node->attrs.momentum;
+  const double correction = node->attrs.dim == 1 && count > 1 ? (double)count / (double)(count - 1) : 1;
+  for (int64_t c = 0; c < channels; c++) {
+    const double measured = inputs[1]->data[node->attrs.dim * channels + c] * correction;
+    output->data[c] = inputs[0]->data[c] * (1 - momentum) + momentum * measured;
+  }
+}

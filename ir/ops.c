@@ -1,0 +1,74 @@
+#include "ops.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <string.h>
+
+/* The one op table. Element-wise ops work on any layout as long as all operands of rank 4 share it. */
+static const OpInfo infos[OP_COUNT] = {
+#define OP(ENUM, op_name, least, most, attributes, op_layouts, rule) \
+  [OP_##ENUM] = {.name = #op_name,                                   \
+                 .kind = OP_KIND_OTHER,                              \
+                 .inputs_min = least,                                \
+                 .inputs_max = most,                                 \
+                 .attrs = attributes,                                \
+                 .layouts = op_layouts,                              \
+                 .infer = infer_##op_name,                           \
+                 .eval = eval_##op_name,                             \
+                 .parameters = rule},
+#define ELEMENTWISE(ENUM, op_name, op_kind, operands, attributes) \
+  [OP_##ENUM] = {.name = #op_name,                                \
+                 .kind = op_kind,                                 \
+                 .inputs_min = operands,                          \
+                 .inputs_max = operands,                          \
+                 .attrs = attributes,                             \
+                 .layouts = LAYOUTS_IMAGE,                        \
+                 .infer = infer_elementwise,                      \
+                 .eval = eval_elementwise,                        \
+                 .expr = expr_##op_name,                          \
+                 .parameters = no_parameters},
+#define UNARY(ENUM, op_name, attributes)  ELEMENTWISE(ENUM, op_name, OP_KIND_UNARY, 1, attributes)
+#define BINARY(ENUM, op_name, attributes) ELEMENTWISE(ENUM, op_name, OP_KIND_BINARY, 2, attributes)
+#define SOURCE(ENUM, op_name) \
+  [OP_##ENUM] = {.name = #op_name, .kind = OP_KIND_SOURCE, .layouts = LAYOUTS_OWN, .parameters = no_parameters},
+#include "ops.def"
+#undef OP
+#undef ELEMENTWISE
+#undef UNARY
+#undef BINARY
+#undef SOURCE
+};
+
+/* Made by Kiln itself; no layer of a description may be one. */
+static const bool internal[OP_COUNT] = {
+    [OP_INPUT] = true,       [OP_PARAMETER] = true, [OP_CONVERT] = true,
+    [OP_BATCH_STATS] = true, [OP_BN_UPDATE] = true, [OP_BN_SCALE] = true,
+};
+
+static const char *public_names[OP_COUNT];
+static size_t public_count;
+static pthread_once_t public_once = PTHREAD_ONCE_INIT;
+
+static void collect_names(void) {
+  for (OpCode op = 0; op < OP_COUNT; op++) {
+    if (!internal[op]) public_names[public_count++] = infos[op].name;
+  }
+}
+
+const OpInfo *op_info(OpCode op) {
+  assert((unsigned)op < OP_COUNT);
+  return &infos[op];
+}
+
+OpCode op_find(const char *name) {
+  for (OpCode op = 0; op < OP_COUNT; op++) {
+    if (strcmp(infos[op].name, name) == 0) return op;
+  }
+  return OP_COUNT;
+}
+
+const char *const *op_names(size_t *out_count) {
+  pthread_once(&public_once, collect_names);
+  *out_count = public_count;
+  return public_names;
+}

@@ -1,0 +1,59 @@
+/* The plan: the target-neutral list of kernels that code generators turn into machine code. It is the last form
+ * of the graph, with everything decided: order, storage, algorithm. Generators read the plan and nothing else. */
+#ifndef KILN_IR_PLAN_H
+#define KILN_IR_PLAN_H
+
+#include "graph.h"
+#include "target.h"
+
+typedef struct PlanTensor {
+  const char *name;
+  DataType dtype;
+  Shape shape;
+  Layout layout;
+  Storage storage; /* fully placed */
+} PlanTensor;
+
+typedef struct PlanKernel {
+  const char *name; /* of the value */
+  uint32_t node_id; /* of the node in the graph, for comparing with the interpreter */
+  OpCode op;
+  Attrs attrs;
+  KernelChoice choice;
+  PlanTensor output;
+  PlanTensor *inputs; /* the op's own first, then epilogue operands */
+  int32_t input_count, op_input_count;
+  EpilogueStep *epilogue;
+  int32_t epilogue_count;
+  Location location;
+  /* Index of the first kernel of the plan (counting prepare, then run) that needs exactly the same code: same op,
+   * attributes, shapes, layouts, strides, epilogue. Equal to its own index when it is the first. */
+  uint32_t code;
+  double flops, flops_fixed; /* per image; independent of the batch */
+} PlanKernel;
+
+typedef struct PlanPort {
+  const char *name;
+  DataType dtype;
+  Shape shape;
+} PlanPort;
+
+typedef struct Plan {
+  Arena *arena;
+  const char *name; /* the model's */
+  const Target *target;
+  int64_t max_batch;
+  PlanKernel *kernels; /* prepare kernels first */
+  size_t kernel_count, prepare_count;
+  PlanPort *inputs, *outputs, *parameters;
+  size_t input_count, output_count, parameter_count;
+  size_t hook_output_count; /* the last outputs */
+  int64_t workspace_fixed, workspace_per_batch, prepared_bytes, prepare_scratch;
+  const char *metadata; /* JSON, see kiln_program.metadata; never NULL */
+  uint64_t identity; /* hash of everything above: names the prepared weights that fit */
+} Plan;
+
+/* A table of kernels with buffers, for `--emit=plan`. */
+void plan_print(Text *text, const Plan *plan);
+
+#endif

@@ -1,0 +1,281 @@
+/* layout: decides how every value lies in memory, and inserts `convert` nodes where a consumer needs another form.
+ *
+ *   %y = conv2d %x, %w, %b : f32[N,64,56,56] plain
+ *     → %1 = convert %w : oihw32o;  %2 = convert %b : c16;  %y = conv2d %x, %1, %2 : f32[N,64,56,56] nchw16c
+ *
+ * b is the number of f32 lanes of a vector. Convolutions produce channel-blocked values, and what flows from them
+ * through pooling, element-wise and similar ops stays blocked; everything else is plain. Filters, biases and
+ * per-channel operands are converted once, when weights are prepared. An image of less than b channels that feeds a
+ * convolution stays plain: blocking would only add zeros. Graph inputs have no halo, so such a convolution with
+ * padding reads a plain copy that has one.
+ *
+ * The choice is greedy in topological order. Blocked direct convolution follows Georganas et al., "Anatomy of
+ * High-Performance Deep Learning Convolutions on SIMD Architectures" (arXiv 1808.05567).
+ *
+ * Requires: lower, expand_bn (inference). Guarantees: inputs have layouts that the op's kernels take; outputs are
+ * plain values of their own, not parameters, inputs or prepared; no kernel of a run reads a parameter as loaded. */
+#include "base/checked.h"
+#include "passes.h"
+#include "rewrite.h"
+
+enum { DEFAULT_LANES = 16 };
+
+/* A form of a value that was made for a consumer. */
+typedef struct Form {
+  Layout layout;
+  int32_t rank;
+  Node *node;
+  struct Form *next;
+} Form;
+
+typedef struct LayoutState {
+  Rewrite rewrite;
+  Graph *graph;
+  int32_t lanes;
+  const bool *prepared;
+  Form **forms; /* by id of the original value */
+} LayoutState;
+
+static const Layout plain = {LAYOUT_PLAIN, 0};
+
+static bool is_blocked(const Node *node) { return node->layout.kind == LAYOUT_CHANNEL_BLOCK; }
+
+/* Blocks of output channels per register tile: two accumulators share each load of an input value. Only when no
+ * block is left over, since a lone one would be computed against zeros. */
+static int32_t choose_tile_blocks(int64_t channels_per_group, int32_t lanes) {
+  return ceil_div(channels_per_group, lanes) % 2 == 0 ? 2 : 1;
+}
+
+/* --- operands that broadcast over a blocked value ---------------------------------------------------- */
+
+typedef enum OperandClass { OPERAND_SCALAR, OPERAND_IMAGE, OPERAND_OTHER } OperandClass;
+
+/* A blocked kernel reads an operand with one value for all lanes, or blocked like its own value (any of N, H, W may
+ * be 1). An operand that varies along H or W but not over channels is neither. */
+static OperandClass classify_operand(const Shape *operand, const Shape *value) {
+  bool single = true;
+  for (int32_t d = 0; d < operand->rank; d++) single = single && operand->dims[d] == 1;
+  if (single) return OPERAND_SCALAR;
+  if (operand->rank < 3 || operand->rank > 4 || operand->dims[operand->rank - 3] != value->dims[1])
+    return OPERAND_OTHER;
+  return OPERAND_IMAGE;
+}
+
+static bool operands_fit(const Node *node, int32_t first) {
+  for (int32_t i = first; i < node->input_count; i++)
+    if (node->inputs[i]->dtype != DTYPE_F32 || classify_operand(&node->inputs[i]->shape, &node->shape) == OPERAND_OTHER)
+      return false;
+  return true;
+}
+
+/* --- forms of values --------------------------------------------------------------------------------- */
+
+static Form *form_find(const LayoutState *state, const Node *value, Layout layout, int32_t rank) {
+  for (Form *form = state->forms[value->id]; form; form = form->next)
+    if (layout_equal(form->layout, layout) && form->rank == rank) return form;
+  return NULL;
+}
+
+/* `value` reshaped to `shape` (same elements) in `layout`, through a new node even when the layout is the same.
+ * NULL after a report. */
+static Node *form_make(LayoutState *state, Node *value, const Shape *shape, Layout layout, const Node *consumer) {
+  Form *form = form_find(state, value, layout, shape->rank);
+  if (form) return form->node;
+  Node *source = value;
+  if (source->layout.kind != LAYOUT_PLAIN && !shape_equal(&source->shape, shape)) {
+    source = form_make(state, value, &value->shape, plain, consumer);
+    if (!source) return NULL;
+  }
+  Node *reshaped = rewrite_reshape(&state->rewrite, source, shape, consumer);
+  Node *node = reshaped ? rewrite_make(&state->rewrite, OP_CONVERT, NULL, &reshaped, 1, consumer) : NULL;
+  if (!node) return NULL;
+  node->layout = layout;
+  form = arena_new(state->rewrite.scratch, Form);
+  *form = (Form){layout, shape->rank, node, state->forms[value->id]};
+  state->forms[value->id] = form;
+  return node;
+}
+
+static bool need_layout(LayoutState *state, Node *node, int32_t i, Layout layout) {
+  Node *value = node->inputs[i];
+  bool direct = layout_equal(value->layout, layout);
+  /* Parameters are at hand when weights are prepared, not when the program runs. */
+  if (value->op == OP_PARAMETER && !state->prepared[node->id]) direct = false;
+  if (direct) return true;
+  Node *form = form_make(state, value, &value->shape, layout, node);
+  if (!form) return false;
+  node->inputs[i] = form;
+  return true;
+}
+
+static bool need_plain(LayoutState *state, Node *node) {
+  for (int32_t i = 0; i < node->input_count; i++)
+    if (!need_layout(state, node, i, plain)) return false;
+  return true;
+}
+
+/* Inputs from `first` on become operands of a blocked kernel; [C,1,1] becomes [1,C,1,1] so that it can be blocked. */
+static bool need_operands(LayoutState *state, Node *node, int32_t first) {
+  const Layout block = {LAYOUT_CHANNEL_BLOCK, state->lanes};
+  for (int32_t i = first; i < node->input_count; i++) {
+    Node *value = node->inputs[i];
+    bool scalar = classify_operand(&value->shape, &node->shape) == OPERAND_SCALAR;
+    if (scalar || value->shape.rank == 4) {
+      if (!need_layout(state, node, i, scalar ? plain : block)) return false;
+      continue;
+    }
+    Shape shape = {.rank = 4, .dims = {1, value->shape.dims[0], value->shape.dims[1], value->shape.dims[2]}};
+    Node *form = form_make(state, value, &shape, block, node);
+    if (!form) return false;
+    node->inputs[i] = form;
+  }
+  return true;
+}
+
+/* --- convolution and linear -------------------------------------------------------------------------- */
+
+static bool is_depthwise(const Node *node) {
+  return node->attrs.groups > 1 && node->attrs.groups == node->inputs[0]->shape.dims[1] &&
+         node->attrs.groups == node->shape.dims[1];
+}
+
+/* Why the blocked kernels do not take this convolution, or NULL. */
+static const char *conv_obstacle(const Node *node, int32_t lanes) {
+  int64_t groups = node->attrs.groups, in = node->inputs[0]->shape.dims[1], out = node->shape.dims[1];
+  for (int32_t i = 0; i < node->op_input_count; i++)
+    if (node->inputs[i]->dtype != DTYPE_F32) return "An operand is not f32.";
+  if (!operands_fit(node, node->op_input_count)) return "An epilogue operand does not broadcast over channels.";
+  if (groups > 1 && !is_depthwise(node) && (in / groups % lanes || out / groups % lanes))
+    return "The channels of a group are no multiple of the block.";
+  return NULL;
+}
+
+static bool layout_conv2d(LayoutState *state, Node *node) {
+  int32_t lanes = state->lanes;
+  const char *reason = conv_obstacle(node, lanes);
+  if (reason) {
+    node->choice.algorithm = ALGORITHM_REFERENCE;
+    node_decide(state->graph, node, "layout", "plain", "channel-blocked", reason);
+    return need_plain(state, node);
+  }
+  bool depthwise = is_depthwise(node), grouped = node->attrs.groups > 1;
+  node->layout = (Layout){LAYOUT_CHANNEL_BLOCK, lanes};
+  node->choice.tile_blocks = depthwise ? 1 : choose_tile_blocks(node->shape.dims[1] / node->attrs.groups, lanes);
+
+  Node *input = node->inputs[0];
+  const int64_t *padding = node->attrs.padding.values;
+  bool padded = padding[0] || padding[1] || padding[2] || padding[3];
+  if (!is_blocked(input) && !grouped && input->shape.dims[1] < lanes) {
+    Node *form = input;
+    if (padded || input->op == OP_PARAMETER) form = form_make(state, input, &input->shape, plain, node);
+    if (!form) return false;
+    node->inputs[0] = form;
+    node_decide(state->graph, node, "layout", "channel-blocked output, plain input", "channel-blocked input",
+                arena_format(state->graph->arena, "Blocks of %d would be mostly zeros with %lld input channels.", lanes,
+                             (long long)input->shape.dims[1]));
+  } else {
+    if (!need_layout(state, node, 0, node->layout)) return false;
+    node_decide(state->graph, node, "layout", "channel-blocked", "plain",
+                "A vector holds one pixel of a channel block.");
+  }
+  if (!need_layout(state, node, 1, (Layout){LAYOUT_FILTER_BLOCK, lanes * node->choice.tile_blocks})) return false;
+  if (node->op_input_count > 2 && !need_layout(state, node, 2, (Layout){LAYOUT_VECTOR_BLOCK, lanes})) return false;
+  return need_operands(state, node, node->op_input_count);
+}
+
+static bool layout_linear(LayoutState *state, Node *node) {
+  for (int32_t i = 0; i < node->op_input_count; i++)
+    if (node->inputs[i]->dtype != DTYPE_F32) return need_plain(state, node);
+  int32_t block = state->lanes * choose_tile_blocks(node->inputs[1]->shape.dims[0], state->lanes);
+  node->choice.tile_blocks = block / state->lanes;
+  if (!need_layout(state, node, 1, (Layout){LAYOUT_MATRIX_BLOCK, block})) return false;
+  if (node->op_input_count > 2 && !need_layout(state, node, 2, (Layout){LAYOUT_VECTOR_BLOCK, block})) return false;
+  for (int32_t i = 0; i < node->input_count; i++)
+    if ((i < 1 || i >= node->op_input_count) && !need_layout(state, node, i, plain)) return false;
+  node_decide(state->graph, node, "layout", "weights blocked by output features", "row-major weights",
+              "A vector holds one input's weights of a block of features.");
+  return true;
+}
+
+/* --- ops that can work on blocked values ------------------------------------------------------------- */
+
+static bool wants_blocked(const Node *node, int32_t lanes) {
+  if (node->shape.rank != 4 || node->dtype != DTYPE_F32) return false;
+  if (op_is_elementwise(node->op)) {
+    bool any = false;
+    for (int32_t i = 0; i < node->input_count; i++) any = any || is_blocked(node->inputs[i]);
+    /* a blocked value that is broadcast over a larger plain one does not decide */
+    for (int32_t i = 0; any && i < node->input_count; i++)
+      if (shape_equal(&node->inputs[i]->shape, &node->shape) && is_blocked(node->inputs[i]))
+        return operands_fit(node, 0);
+    return false;
+  }
+  if (node->op == OP_CONCAT) {
+    int64_t dim = node->attrs.dim < 0 ? node->attrs.dim + 4 : node->attrs.dim;
+    bool any = false;
+    for (int32_t i = 0; i < node->op_input_count; i++) {
+      if (node->inputs[i]->shape.dims[1] % lanes) return false;
+      any = any || is_blocked(node->inputs[i]);
+    }
+    return dim == 1 && any && operands_fit(node, node->op_input_count);
+  }
+  if (node->op == OP_BATCH_NORM || op_info(node->op)->layouts != LAYOUTS_IMAGE) return false;
+  return is_blocked(node->inputs[0]) && operands_fit(node, node->op_input_count);
+}
+
+static bool layout_blocked(LayoutState *state, Node *node) {
+  node->layout = (Layout){LAYOUT_CHANNEL_BLOCK, state->lanes};
+  if (op_is_elementwise(node->op)) return need_operands(state, node, 0);
+  for (int32_t i = 0; i < node->op_input_count; i++)
+    if (!need_layout(state, node, i, node->layout)) return false;
+  return need_operands(state, node, node->op_input_count);
+}
+
+static bool layout_node(LayoutState *state, Node *node) {
+  /* says itself what it makes */
+  if (node->op == OP_CONVERT) return need_layout(state, node, 0, node->inputs[0]->layout);
+  node->layout = plain;
+  if (node->op == OP_INPUT || node->op == OP_PARAMETER) return true;
+  if (node->op == OP_CONV2D) return layout_conv2d(state, node);
+  if (node->op == OP_LINEAR) return layout_linear(state, node);
+  if (wants_blocked(node, state->lanes)) return layout_blocked(state, node);
+  bool converted = false;
+  for (int32_t i = 0; i < node->input_count; i++) converted = converted || is_blocked(node->inputs[i]);
+  if (converted)
+    node_decide(state->graph, node, "layout", "plain", "channel-blocked",
+                "The op's kernels read rows of plain values.");
+  return need_plain(state, node);
+}
+
+/* Each output gets a plain node of its own, computed by every run. */
+static bool layout_outputs(LayoutState *state) {
+  Graph *graph = state->graph;
+  bool *taken = arena_array(state->rewrite.scratch, graph->next_id, bool);
+  for (size_t i = 0; i < graph->output_count; i++) {
+    Node *node = graph->outputs[i].node;
+    bool own = node->layout.kind == LAYOUT_PLAIN && node->op != OP_INPUT && node->op != OP_PARAMETER &&
+               !state->prepared[node->id] && !taken[node->id];
+    taken[node->id] = true;
+    if (own) continue;
+    if (node->op == OP_PARAMETER) node = form_make(state, node, &node->shape, plain, node);
+    Node *copy = node ? rewrite_make(&state->rewrite, OP_CONVERT, NULL, &node, 1, node) : NULL;
+    if (!copy) return false;
+    copy->layout = plain;
+    graph->outputs[i].node = copy;
+  }
+  return true;
+}
+
+bool pass_layout(Graph *graph, const PassOptions *options, Diag *diag) {
+  LayoutState state = {.graph = graph, .lanes = options->target ? options->target->vector_lanes : DEFAULT_LANES};
+  rewrite_init(&state.rewrite, graph, options->scratch, diag);
+  state.prepared = mark_prepare_phase(graph, options->scratch);
+  state.forms = arena_array(options->scratch, graph->next_id, Form *);
+  for (size_t i = 0; i < graph->node_count; i++) {
+    if (!layout_node(&state, graph->nodes[i])) return false;
+    rewrite_append(&state.rewrite, graph->nodes[i]);
+  }
+  if (!layout_outputs(&state)) return false;
+  rewrite_finish(&state.rewrite);
+  return true;
+}

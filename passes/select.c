@@ -1,0 +1,98 @@
+/* select: how every convolution and matrix product is computed.
+ *
+ *   %y = conv2d %x, %w : f32[N,64,56,56] nchw16c   →   choice {direct, tile 14 pixels × 2 blocks, 7 rows an item}
+ *
+ * The layouts leave one algorithm per node; what remains are sizes. A register tile is as large as the registers
+ * allow: pixels × blocks accumulators, the vectors of filters, and one broadcast scalar. An item's rows are few enough
+ * that one image makes enough items for many threads. Channels are split where a panel of filters is too
+ * large a part of the second-level cache, which also holds the input and the filters that are fetched ahead.
+ *
+ * Requires: layout. Guarantees: `choice` of conv2d and linear. */
+#include "base/checked.h"
+#include "passes.h"
+
+enum { ITEMS_PER_IMAGE = 16, PIXELS_MAX = 28, FALLBACK_REGISTERS = 16 };
+
+/* Pixels of a register tile with `blocks` vectors each. Without a fused multiply-add the product needs a register. */
+static int32_t tile_pixels(const Target *target, int32_t blocks) {
+  int32_t registers = target ? target->vector_registers : FALLBACK_REGISTERS;
+  int32_t spare = registers - blocks - 1 - (target && !target->fma ? 1 : 0);
+  int32_t pixels = spare / blocks;
+  if (pixels > PIXELS_MAX) pixels = PIXELS_MAX;
+  return pixels < 1 ? 1 : pixels;
+}
+
+/* Rows of an item: a multiple of `tile_rows`, such that `units` times the chunks reach ITEMS_PER_IMAGE, and chunks are
+ * alike where the height allows. */
+static int64_t choose_rows(int64_t height, int64_t units, int64_t tile_rows) {
+  int64_t chunks = ceil_div(ITEMS_PER_IMAGE, units);
+  int64_t tiles = ceil_div(height, tile_rows);
+  if (chunks > tiles) chunks = tiles;
+  return ceil_div(tiles, chunks) * tile_rows;
+}
+
+static void select_direct(Graph *graph, Node *node, const PassOptions *options) {
+  const Target *target = options->target;
+  KernelChoice *choice = &node->choice;
+  const Shape *filter = &node->inputs[1]->shape;
+  int32_t lanes = node->layout.block;
+  int64_t height = node->shape.dims[2], width = node->shape.dims[3];
+  *choice = (KernelChoice){.algorithm = ALGORITHM_DIRECT, .tile_blocks = node->inputs[1]->layout.block / lanes};
+  choice->tile_pixels = tile_pixels(target, choice->tile_blocks);
+  int64_t tile_rows = choice->tile_pixels / width;
+  if (tile_rows < 1) tile_rows = 1;
+  if (tile_rows > height) tile_rows = height;
+  int64_t units = ceil_div(ceil_div(node->shape.dims[1], lanes), choice->tile_blocks);
+  choice->row_chunk = (int32_t)choose_rows(height, units, tile_rows);
+
+  int64_t panel_row = filter->dims[2] * filter->dims[3] * choice->tile_blocks * lanes * data_type_bytes(node->dtype);
+  int64_t channels = filter->dims[1], budget = target && target->l2_bytes > 0 ? target->l2_bytes / 8 : INT64_MAX;
+  int64_t chunk = channels;
+  if (panel_row > 0 && channels > budget / panel_row) {
+    int64_t chunks = ceil_div(channels, budget / panel_row < lanes ? lanes : budget / panel_row);
+    chunk = round_up(ceil_div(channels, chunks), lanes);
+  }
+  choice->channel_chunk = (int32_t)chunk;
+  node_decide(
+      graph, node, "select",
+      arena_format(graph->arena, "direct, tile of %d pixels by %d blocks, %d rows an item, %d channels at a time",
+                   (int)choice->tile_pixels, (int)choice->tile_blocks, (int)choice->row_chunk,
+                   (int)choice->channel_chunk),
+      NULL, "The tile fills the vector registers.");
+}
+
+static void select_conv2d(Graph *graph, Node *node, const PassOptions *options) {
+  const Node *input = node->inputs[0];
+  if (node->layout.kind != LAYOUT_CHANNEL_BLOCK || node->inputs[1]->layout.kind != LAYOUT_FILTER_BLOCK) {
+    node->choice = (KernelChoice){.algorithm = ALGORITHM_REFERENCE};
+    node_decide(graph, node, "select", "reference", "direct", "The layout is plain.");
+  } else if (node->attrs.groups > 1 && node->attrs.groups == input->shape.dims[1] &&
+             node->attrs.groups == node->shape.dims[1]) {
+    node->choice = (KernelChoice){.algorithm = ALGORITHM_DEPTHWISE, .tile_blocks = 1};
+    node_decide(graph, node, "select", "depthwise", "direct",
+                "A filter sees one channel: nothing is summed over channels.");
+  } else {
+    select_direct(graph, node, options);
+  }
+}
+
+static void select_linear(Graph *graph, Node *node, const PassOptions *options) {
+  enum { UNIT_VECTORS = 4 }; /* vectors of features of an item, see codegen */
+  int32_t lanes = options->target && options->target->vector_lanes > 0 ? options->target->vector_lanes : 1;
+  int32_t blocks = node->inputs[1]->layout.kind == LAYOUT_MATRIX_BLOCK ? node->inputs[1]->layout.block / lanes : 1;
+  node->choice = (KernelChoice){.algorithm = ALGORITHM_PACKED, .tile_blocks = blocks < 1 ? 1 : blocks};
+  node->choice.tile_pixels = tile_pixels(options->target, blocks < UNIT_VECTORS ? UNIT_VECTORS : blocks);
+  node_decide(graph, node, "select",
+              arena_format(graph->arena, "packed, tile of %d rows", (int)node->choice.tile_pixels), NULL,
+              "The tile fills the vector registers.");
+}
+
+bool pass_select(Graph *graph, const PassOptions *options, Diag *diag) {
+  (void)diag;
+  for (size_t i = 0; i < graph->node_count; i++) {
+    Node *node = graph->nodes[i];
+    if (node->op == OP_CONV2D) select_conv2d(graph, node, options);
+    if (node->op == OP_LINEAR) select_linear(graph, node, options);
+  }
+  return true;
+}

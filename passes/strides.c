@@ -1,0 +1,222 @@
+/* strides: how far apart elements are, for every value.
+ *
+ *   %c = conv2d … : f32[N,64,56,56] nchw16c, read by a 3x3 convolution with padding 1
+ *     → 58 rows of 58 pixels: a halo of zeros, so that the reader needs no bounds checks
+ *   %f = flatten %p : f32[N,512], %p : f32[N,512,1,1] nchw16c      → the same memory as %p: no kernel
+ *
+ * Rows of blocked values start at multiples of a vector, images at multiples of 64 bytes. Plain values are dense,
+ * except copies made for a halo. Every kernel that writes a value writes its halo too. A value that is only another
+ * view of one (reshape, flatten, identity, dropout in inference, convert between equal orders) becomes its alias.
+ *
+ * Requires: layout. Guarantees: stride, origin, halo and bytes of every storage; node->alias is the value that owns
+ * the memory, never itself an alias; at most one output per owner, and that owner is no source and not prepared. */
+#include "base/checked.h"
+#include "kiln_abi.h"
+#include "passes.h"
+#include "rewrite.h"
+
+enum { TOP, LEFT, BOTTOM, RIGHT };
+
+typedef struct Halo {
+  int32_t side[4];
+} Halo;
+
+static bool halo_none(const Halo *halo) { return !halo->side[0] && !halo->side[1] && !halo->side[2] && !halo->side[3]; }
+
+static void halo_cover(Halo *halo, const int64_t sides[4]) {
+  for (int side = 0; side < 4; side++)
+    if (sides[side] > halo->side[side]) halo->side[side] = (int32_t)sides[side];
+}
+
+/* --- strides of one value ---------------------------------------------------------------------------- */
+
+/* stride[d] = extent[d+1] * stride[d+1] and so on from the innermost; false on overflow. */
+static bool fill_strides(int32_t rank, const int64_t *extents, int64_t inner, int64_t *out_strides,
+                         int64_t *out_total) {
+  int64_t step = inner;
+  for (int32_t d = rank - 1; d >= 0; d--) {
+    out_strides[d] = step;
+    if (!checked_mul(step, extents[d] > 0 ? extents[d] : 1, &step)) return false;
+  }
+  *out_total = step;
+  return true;
+}
+
+/* Storage but for its place. False when the size does not fit. */
+static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
+  const Shape *shape = &node->shape;
+  int32_t rank = shape->rank;
+  int64_t block = node->layout.block, element = data_type_bytes(node->dtype), extents[SHAPE_MAX_RANK], total, inner = 1;
+  bool batched = shape_batched(shape);
+  *out = (Storage){.space = SPACE_NONE};
+  for (int32_t d = 0; d < rank; d++) extents[d] = shape->dims[d] < 0 ? 1 : shape->dims[d];
+  switch (node->layout.kind) {
+    case LAYOUT_CHANNEL_BLOCK:
+      extents[1] = ceil_div(extents[1], block);
+      inner = block;
+      break;
+    case LAYOUT_FILTER_BLOCK:
+    case LAYOUT_MATRIX_BLOCK:
+      extents[0] = ceil_div(extents[0], block);
+      inner = block;
+      break;
+    case LAYOUT_VECTOR_BLOCK:
+      extents[0] = round_up(extents[0], block);
+      break;
+    default:
+      break;
+  }
+  if (!halo_none(halo)) {
+    for (int side = 0; side < 4; side++) out->halo[side] = halo->side[side];
+    if (!checked_add(extents[2], (int64_t)halo->side[TOP] + halo->side[BOTTOM], &extents[2])) return false;
+    if (!checked_add(extents[3], (int64_t)halo->side[LEFT] + halo->side[RIGHT], &extents[3])) return false;
+  }
+  if (node->layout.kind == LAYOUT_CHANNEL_LAST) {
+    const int64_t order[4] = {extents[0], extents[2], extents[3], extents[1]};
+    int64_t strides[4];
+    if (!fill_strides(4, order, 1, strides, &total)) return false;
+    out->stride[0] = strides[0], out->stride[2] = strides[1], out->stride[3] = strides[2], out->stride[1] = strides[3];
+  } else if (!fill_strides(rank, extents, inner, out->stride, &total)) {
+    return false;
+  }
+  if (node->layout.kind == LAYOUT_CHANNEL_BLOCK) {
+    int64_t aligned;
+    if (!checked_add(out->stride[0], KILN_ALIGNMENT / element - 1, &aligned)) return false;
+    out->stride[0] = aligned / (KILN_ALIGNMENT / element) * (KILN_ALIGNMENT / element);
+    if (!checked_mul(out->stride[0], extents[0], &total)) return false;
+  }
+  if (rank == 4) out->origin = halo->side[TOP] * out->stride[2] + halo->side[LEFT] * out->stride[3];
+  for (int32_t d = batched ? 1 : 0; d < rank; d++)
+    if (shape->dims[d] == 0) total = 0;
+  return checked_mul(total, element, &out->bytes);
+}
+
+/* --- aliases ----------------------------------------------------------------------------------------- */
+
+static bool is_dense(const Node *node) {
+  int64_t step = 1;
+  if (node->layout.kind != LAYOUT_PLAIN) return false;
+  for (int32_t d = node->shape.rank - 1; d >= 0; d--) {
+    if (node->storage.stride[d] != step) return false;
+    step *= node->shape.dims[d] > 0 ? node->shape.dims[d] : 1;
+  }
+  return true;
+}
+
+/* Plain and blocked storage of [N, C, 1, 1] are the same bytes when images are C elements apart in both: then C fills
+ * its blocks. */
+static bool same_order(const Node *value, const Node *node) {
+  const Node *blocked = value->layout.kind == LAYOUT_CHANNEL_BLOCK ? value : node,
+             *other = blocked == value ? node : value;
+  if (blocked->layout.kind != LAYOUT_CHANNEL_BLOCK || other->layout.kind != LAYOUT_PLAIN) return false;
+  const int64_t *dims = blocked->shape.dims;
+  return dims[2] == 1 && dims[3] == 1 && blocked->storage.stride[0] == dims[1] && other->storage.stride[0] == dims[1] &&
+         blocked->storage.origin == 0 && other->storage.origin == 0;
+}
+
+static bool same_halo(const Node *a, const Node *b) {
+  for (int side = 0; side < 4; side++)
+    if (a->storage.halo[side] != b->storage.halo[side]) return false;
+  return true;
+}
+
+/* The node computes nothing: its bytes are those of its input. Storages of both are laid out. */
+static bool is_view(const Node *node, bool training) {
+  if (node->epilogue_count || node->input_count != 1) return false;
+  const Node *value = node->inputs[0];
+  if (value->dtype != node->dtype) return false;
+  switch (node->op) {
+    case OP_RESHAPE:
+    case OP_FLATTEN:
+      return is_dense(value) && is_dense(node);
+    case OP_DROPOUT:
+      if (training) return false;
+      /* fall through */
+    case OP_IDENTITY:
+      return layout_equal(value->layout, node->layout) && same_halo(value, node);
+    case OP_CONVERT:
+      return layout_equal(value->layout, node->layout) ? same_halo(value, node) : same_order(value, node);
+    default:
+      return false;
+  }
+}
+
+typedef struct AliasState {
+  const bool *prepared, *is_output, *read_by_run;
+  bool *owner_is_output; /* by id: some alias of this value, or itself, is an output */
+} AliasState;
+
+/* Whether the value may live in the owner's memory. */
+static bool may_share(const AliasState *state, const Node *node, const Node *owner) {
+  bool source = owner->op == OP_INPUT || owner->op == OP_PARAMETER;
+  if (state->is_output[node->id]) return !source && !state->prepared[owner->id] && !state->owner_is_output[owner->id];
+  /* parameters are gone when the program runs */
+  return owner->op != OP_PARAMETER || !state->read_by_run[node->id];
+}
+
+/* --- the pass ---------------------------------------------------------------------------------------- */
+
+static bool passes_storage_on(const Node *node) { return node->op == OP_IDENTITY || node->op == OP_DROPOUT; }
+
+/* The halo that the readers of each value want, by id. */
+static Halo *collect_halos(const Graph *graph, Arena *scratch) {
+  Halo *halos = arena_array(scratch, graph->next_id, Halo);
+  for (size_t i = graph->node_count; i-- > 0;) {
+    const Node *node = graph->nodes[i];
+    if (node->op == OP_CONV2D && node->layout.kind == LAYOUT_CHANNEL_BLOCK)
+      halo_cover(&halos[node->inputs[0]->id], node->attrs.padding.values);
+    if (passes_storage_on(node) && node->layout.kind == LAYOUT_CHANNEL_BLOCK)
+      for (int side = 0; side < 4; side++) {
+        int32_t *wanted = &halos[node->inputs[0]->id].side[side];
+        if (halos[node->id].side[side] > *wanted) *wanted = halos[node->id].side[side];
+      }
+  }
+  return halos;
+}
+
+static bool *mark_read_by_run(const Graph *graph, const bool *prepared, Arena *scratch) {
+  bool *read = arena_array(scratch, graph->next_id, bool);
+  for (size_t i = graph->node_count; i-- > 0;) {
+    const Node *node = graph->nodes[i];
+    if (node->op == OP_INPUT || node->op == OP_PARAMETER) continue;
+    /* a view of a view is read where its owner lies */
+    bool view = node->op == OP_RESHAPE || node->op == OP_FLATTEN || node->op == OP_CONVERT || passes_storage_on(node);
+    for (int32_t j = 0; j < node->input_count; j++)
+      if (!prepared[node->id] || (view && read[node->id])) read[node->inputs[j]->id] = true;
+  }
+  return read;
+}
+
+static void decide_storage(Graph *graph, Node *node, const Halo *halo) {
+  if (node->alias)
+    node_decide(graph, node, "strides", "no kernel: shares its input's memory", "a copy",
+                "The bytes would be the same.");
+  else if (!halo_none(halo))
+    node_decide(graph, node, "strides",
+                arena_format(graph->arena, "halo %d,%d,%d,%d (top, left, bottom, right)", halo->side[TOP],
+                             halo->side[LEFT], halo->side[BOTTOM], halo->side[RIGHT]),
+                "bounds checks in the reading convolution", "Readers with padding load zeros from the halo.");
+}
+
+bool pass_strides(Graph *graph, const PassOptions *options, Diag *diag) {
+  Arena *scratch = options->scratch;
+  Halo *halos = collect_halos(graph, scratch);
+  AliasState state = {.prepared = mark_prepare_phase(graph, scratch), .is_output = mark_outputs(graph, scratch)};
+  state.read_by_run = mark_read_by_run(graph, state.prepared, scratch);
+  state.owner_is_output = arena_array(scratch, graph->next_id, bool);
+  bool valid = true;
+  for (size_t i = 0; i < graph->node_count; i++) {
+    Node *node = graph->nodes[i];
+    node->alias = NULL;
+    if (!lay_out(node, &halos[node->id], &node->storage)) {
+      valid = node_error(diag, node, "the value's size in memory exceeds 2^63 - 1 bytes");
+      continue;
+    }
+    Node *owner = node->input_count ? node->inputs[0] : NULL;
+    if (owner && owner->alias) owner = owner->alias;
+    if (valid && owner && is_view(node, options->training) && may_share(&state, node, owner)) node->alias = owner;
+    if (state.is_output[node->id]) state.owner_is_output[node->alias ? node->alias->id : node->id] = true;
+    decide_storage(graph, node, &halos[node->id]);
+  }
+  return valid;
+}

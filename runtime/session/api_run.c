@@ -1,0 +1,304 @@
+/* Executables and contexts: the public functions that compile, load and run programs. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/file.h"
+#include "core/loader.h"
+#include "core/runner.h"
+#include "safetensors.h"
+#include "session.h"
+
+typedef struct CompileRequest {
+  const kiln_model *model;
+  const kiln_compile_options *options;
+  const char *path, *weights_path;
+  kiln_executable *executable;
+} CompileRequest;
+
+static bool compile_body(Operation *operation, void *context) {
+  CompileRequest *request = context;
+  BuildOptions options = {request->options, NULL};
+  Graph *graph;
+  Plan *plan;
+  if (!build_plan(request->model->graph, &options, operation->scratch, operation->diag, &graph, &plan)) return false;
+  return build_executable(request->model->graph, plan, request->options, request->executable, operation->scratch,
+                          operation->diag, &operation->status);
+}
+
+static bool library_body(Operation *operation, void *context) {
+  CompileRequest *request = context;
+  BuildOptions options = {request->options, NULL};
+  Graph *graph;
+  Plan *plan;
+  if (!build_plan(request->model->graph, &options, operation->scratch, operation->diag, &graph, &plan)) return false;
+  return build_library(request->model->graph, plan, request->options, request->path, operation->scratch, operation->diag);
+}
+
+/* Makes an executable with `body`, which fills request->executable. */
+static kiln_status executable_create(const kiln_host *host, OperationBody body, CompileRequest *request,
+                                     kiln_executable **out_executable, kiln_error *error) {
+  Allocator allocator = host_allocator(host);
+  Arena *arena = arena_create(&allocator);
+  if (arena == NULL) return error_set(error, KILN_ERROR_MEMORY, "out of memory");
+  jmp_buf failure;
+  if (setjmp(failure) != 0) {
+    arena_destroy(arena);
+    return error_set(error, KILN_ERROR_MEMORY, "out of memory");
+  }
+  arena_on_failure(arena, &failure);
+  kiln_executable *executable = arena_new(arena, kiln_executable);
+  executable->arena = arena;
+  executable->allocator = allocator;
+  if (host != NULL) executable->host = *host;
+  request->executable = executable;
+  kiln_status status = operation_run(host, arena, body, request, error);
+  arena_on_failure(arena, NULL);
+  if (status != KILN_OK) {
+    arena_destroy(arena);
+    return status;
+  }
+  *out_executable = executable;
+  return KILN_OK;
+}
+
+kiln_status kiln_compile(const kiln_model *model, const kiln_compile_options *options, kiln_executable **out_executable,
+                         kiln_error *error) {
+  if (model == NULL || out_executable == NULL)
+    return error_set(error, KILN_ERROR_ARGUMENT, "model and out_executable must not be NULL");
+  CompileRequest request = {.model = model, .options = options};
+  return executable_create(&model->host, compile_body, &request, out_executable, error);
+}
+
+kiln_status kiln_compile_library(const kiln_model *model, const kiln_compile_options *options, const char *path,
+                                 kiln_error *error) {
+  if (model == NULL || path == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "model and path must not be NULL");
+  CompileRequest request = {.model = model, .options = options, .path = path};
+  return operation_run(&model->host, NULL, library_body, &request, error);
+}
+
+/* --- compiled libraries -------------------------------------------------------------------------------- */
+
+static bool weights_from_file(kiln_executable *executable, const char *path, Operation *operation) {
+  const kiln_program *program = executable->program;
+  Location place = {path, 0, 0};
+  void *data;
+  size_t size;
+  operation->status = KILN_ERROR_WEIGHTS;
+  if (!file_read(path, (size_t)1 << 40, executable->arena, operation->diag, &data, &size)) return false;
+  kiln_weights_head head;
+  if (size < sizeof head || memcmp(data, "KILNWTS1", 8) != 0) {
+    diag_error(operation->diag, place, "not a weights file of a compiled library (expected it to begin with KILNWTS1)");
+    return false;
+  }
+  memcpy(&head, data, sizeof head);
+  if (head.identity != program->identity) {
+    diag_error(operation->diag, place, "prepared for another program (identity %016llx, expected %016llx)",
+               (unsigned long long)head.identity, (unsigned long long)program->identity);
+    return false;
+  }
+  if (head.prepared_bytes != program->prepared_bytes || size - sizeof head != (uint64_t)program->prepared_bytes) {
+    diag_error(operation->diag, place, "holds %zu bytes of weights, expected %lld", size - sizeof head,
+               (long long)program->prepared_bytes);
+    return false;
+  }
+  uint64_t hash = UINT64_C(0xcbf29ce484222325);
+  const unsigned char *bytes = (const unsigned char *)data + sizeof head;
+  for (size_t i = 0; i < size - sizeof head; i++) hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
+  if (hash != head.checksum) {
+    diag_error(operation->diag, place, "damaged: the checksum does not agree");
+    return false;
+  }
+  executable->weights = (kiln_weights){program, bytes, executable->parameters};
+  return true;
+}
+
+static bool weights_from_caller(kiln_executable *executable, const char *path, Operation *operation) {
+  const kiln_program *program = executable->program;
+  TensorList tensors;
+  operation->status = KILN_ERROR_WEIGHTS;
+  if (!safetensors_read(path, executable->arena, operation->diag, &tensors)) return false;
+  bool complete = true;
+  for (uint32_t i = 0; i < program->parameter_count; i++) {
+    const kiln_port *port = &program->parameters[i];
+    const Tensor *tensor = tensor_find(&tensors, port->name);
+    if (tensor == NULL) {
+      diag_error(operation->diag, (Location){path, 0, 0}, "has no tensor '%s', which the library needs", port->name);
+      complete = false;
+      continue;
+    }
+    Shape shape = shape_of((int32_t)port->rank, port->dims);
+    if (tensor->dtype != DTYPE_F32 || !shape_equal(&shape, &tensor->shape)) {
+      Text expected, found;
+      text_init(&expected, operation->scratch);
+      text_init(&found, operation->scratch);
+      shape_print(&expected, &shape);
+      shape_print(&found, &tensor->shape);
+      diag_error(operation->diag, (Location){path, 0, 0}, "tensor '%s': expected f32[%s], found %s[%s]", port->name,
+                 expected.data, data_type_name(tensor->dtype), found.data);
+      complete = false;
+    }
+    executable->parameters[i] = tensor->data;
+  }
+  if (!complete) return false;
+  void *blob = arena_alloc_aligned(executable->arena, (size_t)program->prepared_bytes + 1, 4096);
+  void *temporary = arena_alloc_aligned(operation->scratch, (size_t)program_prepare_bytes(program, 1) + 1, 4096);
+  int status = program->prepare(executable->parameters, blob, temporary, NULL);
+  if (status != KILN_OK) {
+    operation->status = (kiln_status)status;
+    diag_error(operation->diag, (Location){path, 0, 0}, "preparing the weights failed: %s", kiln_status_text((kiln_status)status));
+    return false;
+  }
+  executable->weights = (kiln_weights){program, blob, executable->parameters};
+  return true;
+}
+
+static bool ends_with(const char *text, const char *ending) {
+  size_t length = strlen(text), tail = strlen(ending);
+  return length >= tail && strcmp(text + length - tail, ending) == 0;
+}
+
+static bool open_body(Operation *operation, void *context) {
+  CompileRequest *request = context;
+  kiln_executable *executable = request->executable;
+  executable->program = library_open(request->path, executable->arena, operation->diag, &operation->status);
+  if (executable->program == NULL) return false;
+  executable->parameters = arena_array(executable->arena, executable->program->parameter_count + 1, const void *);
+  if (executable->program->embedded != NULL) {
+    executable->weights = (kiln_weights){executable->program, executable->program->embedded, executable->parameters};
+    return true;
+  }
+  const char *weights = request->weights_path;
+  if (weights == NULL) {
+    const char *slash = strrchr(request->path, '/');
+    weights = arena_format(executable->arena, "%.*s%s.weights", slash != NULL ? (int)(slash + 1 - request->path) : 0,
+                           request->path, library_base_name(request->path, operation->scratch));
+  }
+  if (ends_with(weights, ".safetensors")) return weights_from_caller(executable, weights, operation);
+  return weights_from_file(executable, weights, operation);
+}
+
+kiln_status kiln_open_library(const kiln_host *host, const char *path, const char *weights,
+                              kiln_executable **out_executable, kiln_error *error) {
+  if (path == NULL || out_executable == NULL)
+    return error_set(error, KILN_ERROR_ARGUMENT, "path and out_executable must not be NULL");
+  CompileRequest request = {.path = path, .weights_path = weights};
+  return executable_create(host, open_body, &request, out_executable, error);
+}
+
+void kiln_executable_destroy(kiln_executable *executable) {
+  if (executable != NULL) arena_destroy(executable->arena);
+}
+
+const kiln_program *kiln_executable_program(const kiln_executable *executable) { return executable->program; }
+const kiln_weights *kiln_executable_weights(const kiln_executable *executable) { return &executable->weights; }
+
+/* --- contexts ------------------------------------------------------------------------------------------ */
+
+static void *memory_allocate(const Allocator *allocator, size_t size) {
+  enum { WORKSPACE_ALIGNMENT = 4096 };
+  void *memory;
+  if (allocator->allocate != NULL) memory = allocator->allocate(allocator->context, size, WORKSPACE_ALIGNMENT);
+  else memory = aligned_alloc(WORKSPACE_ALIGNMENT, (size + WORKSPACE_ALIGNMENT - 1) / WORKSPACE_ALIGNMENT * WORKSPACE_ALIGNMENT);
+#ifdef MADV_HUGEPAGE
+  if (memory != NULL && size >= (size_t)4 << 20) madvise(memory, size, MADV_HUGEPAGE); /* only a hint */
+#endif
+  return memory;
+}
+
+static void memory_release(const Allocator *allocator, void *pointer, size_t size) {
+  if (pointer == NULL) return;
+  if (allocator->allocate == NULL) free(pointer);
+  else allocator->release(allocator->context, pointer, size);
+}
+
+kiln_status kiln_context_create(const kiln_executable *executable, const kiln_context_options *options,
+                                kiln_context **out_context, kiln_error *error) {
+  static const kiln_context_options defaults;
+  if (executable == NULL || out_context == NULL)
+    return error_set(error, KILN_ERROR_ARGUMENT, "executable and out_context must not be NULL");
+  if (options == NULL) options = &defaults;
+  const kiln_program *program = executable->program;
+  uint32_t threads = options->threads > 0 ? options->threads : 1;
+  int64_t max_batch = options->max_batch > 0 ? options->max_batch : program->max_batch;
+  if (threads > program->max_threads)
+    return error_set(error, KILN_ERROR_ARGUMENT, "at most %u threads, found %u", program->max_threads, threads);
+  if (max_batch > program->max_batch)
+    return error_set(error, KILN_ERROR_BATCH, "the program was compiled for batches up to %lld, found %lld",
+                     (long long)program->max_batch, (long long)max_batch);
+  const Allocator *allocator = &executable->allocator;
+  kiln_context *context = memory_allocate(allocator, sizeof *context);
+  if (context == NULL) return error_set(error, KILN_ERROR_MEMORY, "out of memory");
+  memset(context, 0, sizeof *context);
+  context->executable = executable;
+  context->allocator = *allocator;
+  context->max_batch = max_batch;
+  context->workspace_bytes = (size_t)program_workspace_bytes(program, max_batch, threads) + KILN_ALIGNMENT;
+  context->io_bytes = sizeof(kiln_io) + (program->input_count + program->output_count) * sizeof(void *);
+  context->workspace = memory_allocate(allocator, context->workspace_bytes);
+  context->io_block = memory_allocate(allocator, context->io_bytes);
+  context->io = (kiln_io){0, options->parallel_for, options->pool, threads, 0};
+  if (options->parallel_for == NULL && threads > 1) {
+    context->pool = pool_create(threads, allocator);
+    context->io.parallel_for = pool_parallel_for;
+    context->io.pool = context->pool;
+  }
+  if (context->workspace == NULL || context->io_block == NULL || (context->io.parallel_for == pool_parallel_for && context->pool == NULL)) {
+    size_t bytes = context->workspace_bytes;
+    kiln_context_destroy(context);
+    return error_set(error, KILN_ERROR_MEMORY, "out of memory for a workspace of %zu bytes and %u threads", bytes, threads);
+  }
+  *out_context = context;
+  return KILN_OK;
+}
+
+void kiln_context_destroy(kiln_context *context) {
+  if (context == NULL) return;
+  pool_destroy(context->pool);
+  memory_release(&context->allocator, context->workspace, context->workspace_bytes);
+  memory_release(&context->allocator, context->io_block, context->io_bytes);
+  Allocator allocator = context->allocator;
+  memory_release(&allocator, context, sizeof *context);
+}
+
+static kiln_status check_run(const kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
+                             kiln_error *error) {
+  if (context == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "context must not be NULL");
+  const kiln_program *program = context->executable->program;
+  if (batch < 0 || batch > context->max_batch)
+    return error_set(error, KILN_ERROR_BATCH, "batch %lld is not between 0 and %lld", (long long)batch, (long long)context->max_batch);
+  if ((inputs == NULL && program->input_count > 0) || (outputs == NULL && program->output_count > 0))
+    return error_set(error, KILN_ERROR_ARGUMENT, "inputs and outputs must not be NULL");
+  for (uint32_t i = 0; i < program->input_count; i++)
+    if (inputs[i] == NULL && batch > 0)
+      return error_set(error, KILN_ERROR_ARGUMENT, "input '%s' is NULL", program->inputs[i].name);
+  for (uint32_t i = 0; i < program->output_count; i++)
+    if (outputs[i] == NULL && batch > 0)
+      return error_set(error, KILN_ERROR_ARGUMENT, "output '%s' is NULL", program->outputs[i].name);
+  return KILN_OK;
+}
+
+kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs, kiln_error *error) {
+  kiln_status status = check_run(context, batch, inputs, outputs, error);
+  if (status != KILN_OK || batch == 0) return status;
+  const kiln_program *program = context->executable->program;
+  context->io.batch = batch;
+  memcpy(context->io_block, &context->io, sizeof context->io);
+  char *ports = (char *)context->io_block + sizeof context->io;
+  if (program->input_count > 0) memcpy(ports, inputs, program->input_count * sizeof(void *));
+  if (program->output_count > 0) memcpy(ports + program->input_count * sizeof(void *), outputs, program->output_count * sizeof(void *));
+  status = (kiln_status)program->run(&context->executable->weights, context->workspace, context->io_block);
+  if (status != KILN_OK) return error_set(error, status, "%s: %s", program->name, kiln_status_text(status));
+  return KILN_OK;
+}
+
+kiln_status kiln_run_steps(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
+                           kiln_observer observe, void *observer_context, kiln_error *error) {
+  kiln_status status = check_run(context, batch, inputs, outputs, error);
+  if (status != KILN_OK || batch == 0) return status;
+  context->io.batch = batch;
+  status = program_run_steps(&context->executable->weights, context->workspace, &context->io, inputs, outputs, observe,
+                             observer_context);
+  if (status != KILN_OK) return error_set(error, status, "%s: %s", context->executable->program->name, kiln_status_text(status));
+  return KILN_OK;
+}

@@ -1,0 +1,219 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/file.h"
+#include "core/runner.h"
+#include "session.h"
+
+static Precision precision_of(kiln_precision precision) {
+  switch (precision) {
+    case KILN_PRECISION_STRICT: return PRECISION_STRICT;
+    case KILN_PRECISION_FAST: return PRECISION_FAST;
+    default: return PRECISION_DEFAULT;
+  }
+}
+
+bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag, Graph **out_graph,
+                Plan **out_plan) {
+  static const kiln_compile_options defaults;
+  static const PipelineOptions quiet;
+  const kiln_compile_options *compile = options->compile != NULL ? options->compile : &defaults;
+  Target *target = arena_new(arena, Target);
+  if (!cpu_target(compile->cpu, compile->triple, arena, diag, target)) return false;
+  Graph *work = graph_clone(graph, arena);
+  if (compile->max_batch < 0) {
+    diag_error(diag, (Location){graph->file, 0, 0}, "max batch must be at least 1, found %lld", (long long)compile->max_batch);
+    return false;
+  }
+  if (compile->max_batch > 0) work->max_batch = compile->max_batch;
+  if (work->max_batch < 1) work->max_batch = 1;
+  Arena *scratch = arena_create(NULL);
+  if (scratch == NULL) {
+    diag_error(diag, (Location){graph->file, 0, 0}, "out of memory");
+    return false;
+  }
+  arena_defer(arena, (void (*)(void *))arena_destroy, scratch);
+  jmp_buf *point = arena_on_failure(arena, NULL);
+  arena_on_failure(arena, point);
+  arena_on_failure(scratch, point);
+  PassOptions passes = {.target = target,
+                        .precision = precision_of(compile->precision),
+                        .disabled = compile->disabled_passes,
+                        .scratch = scratch};
+  Plan *plan = NULL;
+  bool done = pipeline_run(work, &passes, options->pipeline != NULL ? options->pipeline : &quiet, diag, &plan);
+  arena_reset(scratch);
+  if (!done) return false;
+  *out_graph = work;
+  *out_plan = plan;
+  return true;
+}
+
+/* Parameter data in table order; every parameter that a prepare or run step reads must have a value. */
+static bool parameter_pointers(const Graph *graph, const Plan *plan, Arena *arena, Diag *diag, const void ***out_pointers) {
+  const void **pointers = arena_array(arena, plan->parameter_count + 1, const void *);
+  bool *needed = arena_array(arena, plan->parameter_count + 1, bool);
+  for (size_t k = 0; k < plan->kernel_count; k++)
+    for (int32_t i = 0; i < plan->kernels[k].input_count; i++) {
+      const Storage *storage = &plan->kernels[k].inputs[i].storage;
+      if (storage->space == SPACE_PARAMETER) needed[storage->index] = true;
+    }
+  bool complete = true;
+  for (size_t i = 0; i < plan->parameter_count; i++) {
+    const Parameter *parameter = NULL;
+    for (size_t p = 0; p < graph->parameter_count && parameter == NULL; p++)
+      /* the plan keeps the graph's order, possibly with some left out */
+      if (strcmp(graph->parameters[(i + p) % graph->parameter_count].name, plan->parameters[i].name) == 0)
+        parameter = &graph->parameters[(i + p) % graph->parameter_count];
+    if (parameter != NULL && parameter->value != NULL) pointers[i] = parameter->value->data;
+    else if (needed[i]) {
+      diag_error(diag, (Location){graph->file, 0, 0}, "parameter '%s' has no value; give a weights file or initialise the model",
+                 plan->parameters[i].name);
+      complete = false;
+    }
+  }
+  *out_pointers = pointers;
+  return complete;
+}
+
+/* A blob allocated outside arenas that must go back to the host's allocator. */
+static void *blob_create(Arena *arena, size_t bytes) { return arena_alloc_aligned(arena, bytes > 0 ? bytes : 1, 4096); }
+
+static bool run_prepare(const kiln_program *program, const void *const *parameters, void *blob, uint32_t threads,
+                        Arena *scratch, Diag *diag, kiln_status *out_status) {
+  threads = threads > 0 ? threads : 1;
+  void *temporary = blob_create(scratch, (size_t)program_prepare_bytes(program, threads));
+  Pool *pool = threads > 1 ? pool_create(threads, NULL) : NULL;
+  kiln_io io = {0, pool != NULL ? pool_parallel_for : NULL, pool, pool != NULL ? threads : 1, 0};
+  int status = program->prepare(parameters, blob, temporary, &io);
+  pool_destroy(pool);
+  if (status != KILN_OK) {
+    *out_status = (kiln_status)status;
+    diag_error(diag, (Location){program->name, 0, 0}, "preparing the weights failed: %s", kiln_status_text((kiln_status)status));
+  }
+  return status == KILN_OK;
+}
+
+bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_options *options,
+                      kiln_executable *executable, Arena *scratch, Diag *diag, kiln_status *out_status) {
+  uint32_t threads = options != NULL && options->threads > 0 ? options->threads : 1;
+  if (!cpu_target_runnable(plan->target)) {
+    diag_error(diag, (Location){graph->file, 0, 0}, "this processor cannot run %s code", plan->target->isa);
+    *out_status = KILN_ERROR_CPU;
+    return false;
+  }
+  const void **pointers;
+  if (!parameter_pointers(graph, plan, scratch, diag, &pointers)) {
+    *out_status = KILN_ERROR_WEIGHTS;
+    return false;
+  }
+  CpuOptions cpu = {.threads = (int32_t)threads};
+  CpuObjects objects;
+  if (!cpu_compile(plan, &cpu, scratch, diag, &objects)) return false;
+  if (!jit_load(&objects, executable->arena, diag, &executable->program)) {
+    *out_status = KILN_ERROR_INTERNAL;
+    return false;
+  }
+  void *blob = blob_create(executable->arena, (size_t)executable->program->prepared_bytes);
+  if (!run_prepare(executable->program, pointers, blob, threads, scratch, diag, out_status)) return false;
+  /* run steps may read small parameters as they are: keep copies, the model may go away */
+  executable->parameters = arena_array(executable->arena, plan->parameter_count + 1, const void *);
+  for (size_t k = plan->prepare_count; k < plan->kernel_count; k++)
+    for (int32_t i = 0; i < plan->kernels[k].input_count; i++) {
+      const PlanTensor *tensor = &plan->kernels[k].inputs[i];
+      int32_t index = tensor->storage.index;
+      if (tensor->storage.space != SPACE_PARAMETER || executable->parameters[index] != NULL) continue;
+      size_t bytes = (size_t)(shape_elements_per_image(&tensor->shape) * data_type_bytes(tensor->dtype));
+      void *copy = arena_alloc_aligned(executable->arena, bytes, KILN_ALIGNMENT);
+      memcpy(copy, pointers[index], bytes);
+      executable->parameters[index] = copy;
+    }
+  executable->weights = (kiln_weights){executable->program, blob, executable->parameters};
+  return true;
+}
+
+bool build_prepared(const Graph *graph, const Plan *plan, const kiln_compile_options *options, Arena *arena, Diag *diag,
+                    void **out_blob) {
+  const void **pointers;
+  if (!parameter_pointers(graph, plan, arena, diag, &pointers)) return false;
+  uint32_t threads = options != NULL && options->threads > 0 ? options->threads : 1;
+  /* Only the prepare steps run here, on this machine, over the layouts of the plan's target. They hold no fused
+   * multiply-adds, so every machine computes the same bytes. */
+  Target host;
+  if (!cpu_target("native", NULL, arena, diag, &host)) return false;
+  host.vector_lanes = plan->target->vector_lanes;
+  Plan prepare = *plan;
+  prepare.target = cpu_target_runnable(plan->target) ? plan->target : &host;
+  prepare.kernel_count = plan->prepare_count;
+  CpuOptions cpu = {.threads = (int32_t)threads};
+  CpuObjects objects;
+  const kiln_program *program;
+  if (!cpu_compile(&prepare, &cpu, arena, diag, &objects)) return false;
+  if (!jit_load(&objects, arena, diag, &program)) return false;
+  kiln_status status;
+  *out_blob = blob_create(arena, (size_t)plan->prepared_bytes);
+  return run_prepare(program, pointers, *out_blob, threads, arena, diag, &status);
+}
+
+const char *library_base_name(const char *path, Arena *arena) {
+  const char *slash = strrchr(path, '/');
+  const char *base = slash != NULL ? slash + 1 : path;
+  if (strncmp(base, "lib", 3) == 0 && base[3] != '\0' && base[3] != '.') base += 3;
+  const char *dot = strrchr(base, '.');
+  return dot != NULL && dot != base ? arena_string_n(arena, base, (size_t)(dot - base)) : arena_string(arena, base);
+}
+
+/* "dir/libNAME.so" and ".h" → "dir/NAME.h" */
+static const char *beside(const char *path, const char *ending, Arena *arena) {
+  const char *slash = strrchr(path, '/');
+  int folder = slash != NULL ? (int)(slash + 1 - path) : 0;
+  return arena_format(arena, "%.*s%s%s", folder, path, library_base_name(path, arena), ending);
+}
+
+static uint64_t checksum(const void *data, size_t size) {
+  const unsigned char *bytes = data;
+  uint64_t hash = UINT64_C(0xcbf29ce484222325);
+  for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
+  return hash;
+}
+
+static bool write_weights_file(const Plan *plan, const void *blob, const char *path, Diag *diag) {
+  kiln_weights_head head = {.identity = plan->identity, .prepared_bytes = plan->prepared_bytes};
+  memcpy(head.magic, "KILNWTS1", sizeof head.magic);
+  head.checksum = checksum(blob, (size_t)plan->prepared_bytes);
+  FilePiece pieces[] = {{&head, sizeof head}, {blob, (size_t)plan->prepared_bytes}};
+  return file_write(path, pieces, 2, diag);
+}
+
+bool build_library(const Graph *graph, const Plan *plan, const kiln_compile_options *options, const char *path,
+                   Arena *scratch, Diag *diag) {
+  kiln_weights_mode mode = options != NULL ? options->weights : KILN_WEIGHTS_EMBED;
+  for (size_t k = plan->prepare_count; k < plan->kernel_count; k++)
+    for (int32_t i = 0; i < plan->kernels[k].input_count && mode != KILN_WEIGHTS_CALLER; i++)
+      if (plan->kernels[k].inputs[i].storage.space == SPACE_PARAMETER) {
+        diag_error(diag, plan->kernels[k].location, "internal: a run step of '%s' reads an unprepared parameter", plan->kernels[k].name);
+        return false;
+      }
+  CpuOptions cpu = {.threads = options != NULL ? (int32_t)options->threads : 1, .embed = mode == KILN_WEIGHTS_EMBED};
+  CpuObjects objects;
+  if (!cpu_compile(plan, &cpu, scratch, diag, &objects)) return false;
+  void *blob = NULL;
+  if (mode != KILN_WEIGHTS_CALLER && !build_prepared(graph, plan, options, scratch, diag, &blob)) return false;
+  Code *all = arena_array(scratch, objects.count + 1, Code);
+  memcpy(all, objects.objects, objects.count * sizeof *all);
+  size_t count = objects.count;
+  if (mode == KILN_WEIGHTS_EMBED) {
+    const char *symbol = arena_format(scratch, "%s_embedded_weights", objects.symbol);
+    if (!elf_blob(plan->target, symbol, blob, (size_t)plan->prepared_bytes, scratch, diag, &all[count++])) return false;
+  }
+  Text header;
+  text_init(&header, scratch);
+  static const WeightsMode modes[] = {WEIGHTS_EMBED, WEIGHTS_FILE, WEIGHTS_CALLER};
+  header_print(&header, plan, &objects, modes[mode], 0);
+  FilePiece piece = {header.data, header.size};
+  const char *soname = arena_format(scratch, "lib%s.so", objects.symbol);
+  if (!link_objects(plan->target, all, count, soname, false, path, scratch, diag)) return false;
+  if (!file_write(beside(path, ".h", scratch), &piece, 1, diag)) return false;
+  return mode != KILN_WEIGHTS_FILE || write_weights_file(plan, blob, beside(path, ".weights", scratch), diag);
+}

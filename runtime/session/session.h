@@ -1,0 +1,94 @@
+/* The objects behind kiln.h, and what the program uses of them beyond the public interface. */
+#ifndef KILN_RUNTIME_SESSION_SESSION_H
+#define KILN_RUNTIME_SESSION_SESSION_H
+
+#include "codegen.h"
+#include "core/pool.h"
+#include "description.h"
+#include "kiln.h"
+#include "passes.h"
+
+struct kiln_model {
+  Arena *arena;
+  kiln_host host;
+  Allocator allocator;
+  Graph *graph; /* as described; compiling works on a clone */
+};
+
+struct kiln_executable {
+  Arena *arena;
+  kiln_host host;
+  Allocator allocator;
+  const kiln_program *program;
+  kiln_weights weights;
+  const void **parameters; /* those that run steps read, in table order */
+};
+
+struct kiln_context {
+  const kiln_executable *executable;
+  Allocator allocator;
+  void *workspace;
+  size_t workspace_bytes;
+  int64_t max_batch;
+  Pool *pool; /* own pool, or NULL */
+  kiln_io io;
+  void *io_block; /* kiln_io followed by the port pointers, as NAME_run expects it */
+  size_t io_bytes;
+};
+
+/* --- operations ---------------------------------------------------------------------------------------- */
+/* Every entry of the library runs its body between these: an arena for temporaries, diagnostics, and a place to go
+ * when memory runs out. `body` returns false when it has reported; its status is then operation.status (INPUT unless
+ * it sets another). `keep` is an arena to destroy when the operation fails, or NULL; out-of-memory in it is caught too. */
+typedef struct Operation {
+  Arena *scratch;
+  Diag *diag;
+  Arena *keep;
+  kiln_status status;
+} Operation;
+
+typedef bool (*OperationBody)(Operation *operation, void *context);
+
+kiln_status operation_run(const kiln_host *host, Arena *keep, OperationBody body, void *context, kiln_error *error);
+kiln_status error_set(kiln_error *error, kiln_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+Allocator host_allocator(const kiln_host *host);
+
+/* --- building ------------------------------------------------------------------------------------------ */
+typedef struct BuildOptions {
+  const kiln_compile_options *compile;
+  const PipelineOptions *pipeline; /* dumps, stop; may be NULL */
+} BuildOptions;
+
+/* Clones the graph, runs the passes, makes the plan (NULL when the pipeline was stopped). Everything in `arena`. */
+bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag, Graph **out_graph,
+                Plan **out_plan);
+/* Compiles a plan for this process and prepares weights from the graph's parameter values into `executable`. */
+bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_options *options, kiln_executable *executable,
+                      Arena *scratch, Diag *diag, kiln_status *out_status);
+/* The prepared blob of a plan, computed on this machine whatever the plan's target is. */
+bool build_prepared(const Graph *graph, const Plan *plan, const kiln_compile_options *options, Arena *arena, Diag *diag,
+                    void **out_blob);
+/* Writes library and header (and weights file); `path` as in kiln_compile_library. */
+bool build_library(const Graph *graph, const Plan *plan, const kiln_compile_options *options, const char *path,
+                   Arena *scratch, Diag *diag);
+/* "libNAME.so" → "NAME"; other names lose their ending only. Without the folder. */
+const char *library_base_name(const char *path, Arena *arena);
+
+/* --- checking against the interpreter ------------------------------------------------------------------- */
+typedef struct ValueCheck {
+  const char *name, *kind;
+  double relative_l2;   /* ‖got − expected‖ / ‖expected‖ */
+  double largest_error; /* max |got − expected| */
+  double largest_value; /* max |expected| */
+  bool compared;        /* false: the value has no counterpart in the described graph */
+  bool passed;
+} ValueCheck;
+
+/* Runs a compiled plan step by step on `inputs` and compares the value of every step that exists in the described
+ * graph with the interpreter's. A value passes when relative_l2 ≤ tolerance. */
+bool verify_values(const Graph *graph, const Plan *plan, const kiln_executable *executable, const TensorList *inputs,
+                   uint32_t threads, double tolerance, Arena *arena, Diag *diag, ValueCheck **out_checks,
+                   size_t *out_count);
+
+#endif

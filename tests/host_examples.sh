@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Builds and runs the two host programs of examples/host against an installed Kiln, the first one with pkg-config and
+# with find_package, and checks that all print the same values. Usage: host_examples.sh BUILD_DIR
+set -euo pipefail
+source=$(cd "$(dirname "$0")/.." && pwd)
+build=$(cd "$1" && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+cmake --install "$build" --prefix "$work/prefix" >/dev/null
+kiln=$work/prefix/bin/kiln
+examples=$work/prefix/share/kiln/examples
+[ -f "$examples/simple_cnn10_bn.json" ]
+$kiln init "$examples/simple_cnn10_bn.json" --seed 3 -o w.safetensors >/dev/null
+
+# a library and its header, with nothing of Kiln in sight
+mkdir alone
+$kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors --batch 2 -o alone/libsimple_cnn10_bn.so >/dev/null
+cp "$source/examples/host/compiled.c" alone/
+(cd alone && cc -std=c11 -Wall -Wextra -Werror -D_POSIX_C_SOURCE=200809L compiled.c -I. -L. -lsimple_cnn10_bn -pthread -o compiled)
+LD_LIBRARY_PATH=alone alone/compiled >compiled.txt
+[ "$(wc -l <compiled.txt)" -eq 20 ]
+
+# the library through pkg-config
+libdir=$(dirname "$(find prefix -name kiln.pc)")
+export PKG_CONFIG_PATH=$work/$libdir LD_LIBRARY_PATH=$(dirname "$work/$libdir")
+# shellcheck disable=SC2046
+cc -std=c11 -Wall -Wextra -Werror "$source/examples/host/jit.c" $(pkg-config --cflags --libs kiln) -o jit
+for threads in 1 2 3; do
+  ./jit "$examples/simple_cnn10_bn.json" w.safetensors $threads >"jit$threads.txt"
+  cmp compiled.txt "jit$threads.txt"
+done
+
+# and through CMake
+mkdir cmake
+cat >cmake/CMakeLists.txt <<CMAKE
+cmake_minimum_required(VERSION 3.25)
+project(host C)
+find_package(Kiln 0.1 REQUIRED)
+add_executable(jit $source/examples/host/jit.c)
+target_link_libraries(jit PRIVATE Kiln::kiln)
+CMAKE
+cmake -S cmake -B cmake/build -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
+cmake --build cmake/build >/dev/null
+cmake/build/jit "$examples/simple_cnn10_bn.json" w.safetensors >cmake.txt
+cmp compiled.txt cmake.txt
+echo "compiled library, pkg-config and CMake hosts print the same $(wc -l <compiled.txt) values"
