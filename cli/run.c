@@ -162,7 +162,7 @@ const Verb verb_run = {
     "Pictures are resized (shorter side) and centre-cropped to the input's size and normalised as the description says.\n"
     "Outputs [N,K] are printed as the K most likely classes with softmax probability, value, index and label.",
     "  kiln run examples/resnet34.json --weights w.safetensors --input image=cat.jpg --labels classes.txt\n"
-    "  kiln run examples/edges_rgb.json --input image=cat.jpg --output edges=edges.png\n"
+    "  kiln run examples/edges_rgb.json --input image=cat.jpg --output edge=edges.png\n"
     "  kiln run model.json --weights w.safetensors --inputs in.safetensors --outputs out.safetensors --threads 2\n"
     "  kiln run libmodel.so --input image=cat.jpg",
     run_run};

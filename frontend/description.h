@@ -23,8 +23,8 @@ bool description_parse(const char *file, const char *text, size_t size, const Im
 
 /* Binds tensors to the graph's parameters by name: sets Parameter.value. Reports missing names, and wrong shapes
  * or types with both; f16, bf16 and f64 are converted to f32. Names in the file that the graph does not know are
- * listed in one warning, except `num_batches_tracked`. With `allow_missing`, parameters without a tensor stay unbound.
- */
+ * listed in one warning, except `num_batches_tracked`. With `allow_missing`, parameters without a tensor stay unbound;
+ * those with a value in the description may be missing in any case. `tensors` must live as long as the graph. */
 bool weights_bind(Graph *graph, const TensorList *tensors, const char *file, bool allow_missing, Diag *diag);
 /* Initial values for all parameters: same seed, same bytes on every machine (Philox4x32-10).
  * Kaiming (He et al., arXiv 1502.01852): weights normal with standard deviation sqrt(2 / fan_in), biases and

@@ -91,7 +91,8 @@ enum { KILN_MAX_RANK = 6 };
 
 /* The value that a step produces, for tools: logical element (i0, i1, …) of image n lies at
  *   operand 0 + 4 * (origin + Σ index[d] * stride[d] + lane)
- * where for block > 1 dimension `block_dim` is split: index[d] = i / block, lane = i % block. */
+ * where for block > 1 dimension `block_dim` is split: index[d] = i / block, lane = i % block.
+ * Rank 0 also stands for a value of which no element is in memory as such (Winograd's transformed tiles). */
 typedef struct kiln_view {
   uint32_t dtype; /* kiln_dtype */
   uint32_t rank;

@@ -44,7 +44,10 @@ typedef enum Algorithm {
   ALGORITHM_DIRECT,  /* convolution: blocked direct */
   ALGORITHM_DEPTHWISE,
   ALGORITHM_REFERENCE, /* convolution: plain loops for shapes that the others do not take */
-  ALGORITHM_PACKED     /* linear: filters blocked by output features */
+  ALGORITHM_PACKED,    /* linear: filters blocked by output features */
+  ALGORITHM_WINOGRAD23, /* convolution: F(2×2,3×3); tile_pixels counts Winograd tiles of a register tile, row_chunk
+                           those that one pass over the filters takes */
+  ALGORITHM_WINOGRAD43  /* convolution: F(4×4,3×3), likewise */
 } Algorithm;
 
 typedef struct KernelChoice {

@@ -102,6 +102,8 @@ static const LayoutName layout_names[] = {
     [LAYOUT_PLAIN] = {"plain", "", false},       [LAYOUT_CHANNEL_BLOCK] = {"nchw", "c", true},
     [LAYOUT_CHANNEL_LAST] = {"nhwc", "", false}, [LAYOUT_FILTER_BLOCK] = {"oihw", "o", true},
     [LAYOUT_MATRIX_BLOCK] = {"oi", "o", true},   [LAYOUT_VECTOR_BLOCK] = {"c", "", true},
+    [LAYOUT_FILTER_WINOGRAD2] = {"wino23o", "", true},  [LAYOUT_FILTER_WINOGRAD4] = {"wino43o", "", true},
+    [LAYOUT_TILES_WINOGRAD2] = {"tiles23c", "", true},  [LAYOUT_TILES_WINOGRAD4] = {"tiles43c", "", true},
 };
 
 enum { LAYOUT_COUNT = sizeof layout_names / sizeof layout_names[0], LARGEST_BLOCK = 1024 };

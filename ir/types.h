@@ -66,6 +66,10 @@ typedef enum LayoutKind {
   LAYOUT_FILTER_BLOCK, /* "oihw32o": filters [K,C,R,S] as [K/b][C][R][S][b], K padded with zeros */
   LAYOUT_MATRIX_BLOCK, /* "oi32o": matrix [K,C] as [K/b][C][b], K padded with zeros */
   LAYOUT_VECTOR_BLOCK, /* "c16": vector [C] padded with zeros to a multiple of b */
+  LAYOUT_FILTER_WINOGRAD2, /* "wino23o32": filters [K,C,3,3] transformed for F(2×2,3×3); see winograd.h */
+  LAYOUT_FILTER_WINOGRAD4, /* "wino43o32": the same for F(4×4,3×3) */
+  LAYOUT_TILES_WINOGRAD2,  /* "tiles23c16": an image cut into overlapping tiles, each transformed for F(2×2,3×3) */
+  LAYOUT_TILES_WINOGRAD4,  /* "tiles43c16": the same for F(4×4,3×3) */
 } LayoutKind;
 
 typedef struct Layout {

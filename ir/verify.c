@@ -6,6 +6,7 @@
 #include "base/checked.h"
 #include "graph.h"
 #include "name_map.h"
+#include "winograd.h"
 
 typedef struct Verifier {
   const Graph *graph;
@@ -198,6 +199,8 @@ static bool check_layout(const Verifier *verifier, const Node *node) {
   } rules[] = {
       [LAYOUT_PLAIN] = {-1, false},      [LAYOUT_CHANNEL_BLOCK] = {4, true}, [LAYOUT_CHANNEL_LAST] = {4, false},
       [LAYOUT_FILTER_BLOCK] = {4, true}, [LAYOUT_MATRIX_BLOCK] = {2, true},  [LAYOUT_VECTOR_BLOCK] = {1, true},
+      [LAYOUT_FILTER_WINOGRAD2] = {4, true}, [LAYOUT_FILTER_WINOGRAD4] = {4, true},
+      [LAYOUT_TILES_WINOGRAD2] = {4, true},  [LAYOUT_TILES_WINOGRAD4] = {4, true},
   };
   const Layout layout = node->layout;
   if ((unsigned)layout.kind >= sizeof rules / sizeof rules[0]) {
@@ -221,8 +224,10 @@ static bool storage_extent(const Node *node, int64_t *out_first, int64_t *out_la
   int64_t first = storage->origin, last = storage->origin;
   for (int32_t d = 0; d < node->shape.rank; d++) {
     int64_t count = node->shape.dims[d] == DIM_BATCH ? 1 : node->shape.dims[d];
-    const bool split = (kind == LAYOUT_CHANNEL_BLOCK && d == 1) ||
-                       ((kind == LAYOUT_FILTER_BLOCK || kind == LAYOUT_MATRIX_BLOCK) && d == 0);
+    const bool tiles = layout_is_winograd_tiles(kind), filter = winograd_outputs(kind) > 0 && !tiles;
+    const bool split = ((kind == LAYOUT_CHANNEL_BLOCK || tiles) && d == 1) ||
+                       ((kind == LAYOUT_FILTER_BLOCK || kind == LAYOUT_MATRIX_BLOCK || filter) && d == 0);
+    if ((tiles || filter) && d >= 2) count = winograd_outputs(kind) + WINOGRAD_TAPS - 1;
     if (split) count = ceil_div(count, node->layout.block);
     int64_t span = 0, *end = storage->stride[d] < 0 ? &first : &last;
     if (!checked_mul(count - 1, storage->stride[d], &span) || !checked_add(*end, span, end)) return false;

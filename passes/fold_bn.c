@@ -66,6 +66,7 @@ static bool fold(Rewrite *rewrite, Node *norm, int32_t dim) {
       shift ? rewrite_make(rewrite, OP_SUB, NULL, (Node *[]){norm->inputs[BN_BIAS], shift}, 2, norm) : NULL;
   if (!new_bias) return false;
   node_become(graph, norm, producer->op, &producer->attrs, (Node *[]){producer->inputs[0], new_weight, new_bias}, 3);
+  node_inherit_decisions(norm, producer);
   node_decide(graph, norm, "fold_bn", "batch norm folded into weights and bias", "a multiply and an add per element",
               "Its statistics are constant in inference and nothing else uses the convolution's value.");
   return true;

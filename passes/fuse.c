@@ -67,7 +67,7 @@ static const char *obstacle(const FuseState *state, const Node *node, int32_t po
 }
 
 /* Makes `node` the producer with one more step. */
-static void absorb(Graph *graph, Node *node, int32_t position) {
+static void absorb(Graph *graph, Node *node, int32_t position, bool prepared) {
   Node *producer = node->inputs[position];
   Node *operand = node->op_input_count == 2 ? node->inputs[1 - position] : NULL;
   OpCode op = node->op;
@@ -78,6 +78,8 @@ static void absorb(Graph *graph, Node *node, int32_t position) {
   node->epilogue_count = producer->epilogue_count;
   node->choice = producer->choice;
   node_add_epilogue(graph, node, op, &attrs, operand, position == 1);
+  node_inherit_decisions(node, producer);
+  if (prepared) return; /* nobody asks how weights are prepared */
   const char *name = producer->name ? arena_format(graph->arena, "'%s'", producer->name)
                                     : arena_format(graph->arena, "%%%u", producer->id);
   node_decide(graph, node, "fuse",
@@ -105,8 +107,8 @@ bool pass_fuse(Graph *graph, const PassOptions *options, Diag *diag) {
     }
     if (best >= 0) {
       absorbed[node->inputs[best]->id] = true;
-      absorb(graph, node, best);
-    } else if (*reason) {
+      absorb(graph, node, best, state.prepared[node->id]);
+    } else if (*reason && !state.prepared[node->id]) {
       node_decide(graph, node, "fuse", "a kernel of its own", "joining the producer's epilogue", reason);
     }
   }

@@ -262,11 +262,47 @@ static uint64_t plan_identity(const Plan *plan, uint64_t signatures) {
   return hash;
 }
 
+static void add_numbers(Text *text, const char *key, const FloatList *list) {
+  if (list->count == 0) return;
+  text_format(text, "%s\"%s\": [", text->data[text->size - 1] == '{' ? "" : ", ", key);
+  for (int32_t i = 0; i < list->count; i++) {
+    if (i > 0) text_add(text, ", ");
+    text_add_double(text, list->values[i]);
+  }
+  text_add(text, "]");
+}
+
+/* See kiln_program.metadata. */
+static const char *metadata_text(const Graph *graph) {
+  Text text;
+  text_init(&text, graph->arena);
+  text_add(&text, "{\"inputs\": {");
+  for (size_t i = 0; i < graph->input_count; i++) {
+    const Preprocess *preprocess = &graph->inputs[i].preprocess;
+    if (i > 0) text_add(&text, ", ");
+    text_add_json(&text, graph->inputs[i].name);
+    text_add(&text, ": {");
+    add_numbers(&text, "mean", &preprocess->mean);
+    add_numbers(&text, "std", &preprocess->std);
+    if (preprocess->resize > 0)
+      text_format(&text, "%s\"resize\": %lld", text.data[text.size - 1] == '{' ? "" : ", ", (long long)preprocess->resize);
+    text_add(&text, "}");
+  }
+  text_add(&text, "}, \"labels\": [");
+  for (size_t i = 0; i < graph->label_count; i++) {
+    if (i > 0) text_add(&text, ", ");
+    text_add_json(&text, graph->labels[i]);
+  }
+  text_add(&text, "]}");
+  return text.data;
+}
+
 bool plan_build(Graph *graph, const PassOptions *options, Diag *diag, Plan **out_plan) {
   (void)diag;
   Plan *plan = arena_new(graph->arena, Plan);
   *plan = (Plan){.arena = graph->arena,
                  .name = graph->name,
+                 .metadata = metadata_text(graph),
                  .target = options->target,
                  .max_batch = graph->max_batch > 1 ? graph->max_batch : 1,
                  .hook_output_count = graph->hook_output_count,

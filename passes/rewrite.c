@@ -77,6 +77,14 @@ void node_become(Graph *graph, Node *node, OpCode op, const Attrs *attrs, Node *
   node->epilogue_count = 0;
 }
 
+void node_inherit_decisions(Node *node, const Node *from) {
+  if (!from->decisions) return;
+  Decision *last = from->decisions;
+  while (last->next) last = last->next;
+  last->next = node->decisions;
+  node->decisions = from->decisions;
+}
+
 bool *mark_outputs(const Graph *graph, Arena *arena) {
   bool *is_output = arena_array(arena, graph->next_id, bool);
   for (size_t i = 0; i < graph->output_count; i++) is_output[graph->outputs[i].node->id] = true;

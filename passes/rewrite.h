@@ -35,6 +35,8 @@ void rewrite_finish(Rewrite *rewrite);
 
 /* Turns a node into another op in place, keeping id, name, layer and place: no epilogue, `inputs` copied. */
 void node_become(Graph *graph, Node *node, OpCode op, const Attrs *attrs, Node *const *inputs, int32_t input_count);
+/* The decisions about `from`, which `node` takes the place of, come before the node's own. */
+void node_inherit_decisions(Node *node, const Node *from);
 /* Which nodes the prepare phase computes, by id: those that depend on parameters only, except copies made for the
  * graph's outputs, which have to be written by every run. Sources are false. */
 bool *mark_prepare_phase(const Graph *graph, Arena *arena);

@@ -10,6 +10,7 @@
  * Requires: layout. Guarantees: `choice` of conv2d and linear. */
 #include "base/checked.h"
 #include "passes.h"
+#include "select_winograd.h"
 
 enum { ITEMS_PER_IMAGE = 16, PIXELS_MAX = 28, FALLBACK_REGISTERS = 16 };
 
@@ -88,11 +89,10 @@ static void select_linear(Graph *graph, Node *node, const PassOptions *options) 
 }
 
 bool pass_select(Graph *graph, const PassOptions *options, Diag *diag) {
-  (void)diag;
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
     if (node->op == OP_CONV2D) select_conv2d(graph, node, options);
     if (node->op == OP_LINEAR) select_linear(graph, node, options);
   }
-  return true;
+  return select_winograd(graph, options, diag);
 }

@@ -14,6 +14,7 @@
 #include "kiln_abi.h"
 #include "passes.h"
 #include "rewrite.h"
+#include "winograd.h"
 
 enum { TOP, LEFT, BOTTOM, RIGHT };
 
@@ -48,6 +49,10 @@ static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
   int32_t rank = shape->rank;
   int64_t block = node->layout.block, element = data_type_bytes(node->dtype), extents[SHAPE_MAX_RANK], total, inner = 1;
   bool batched = shape_batched(shape);
+  if (winograd_outputs(node->layout.kind) > 0) {
+    const int64_t padding[4] = {halo->side[TOP], halo->side[LEFT], halo->side[BOTTOM], halo->side[RIGHT]};
+    return winograd_storage(node->layout, shape, element, padding, out);
+  }
   *out = (Storage){.space = SPACE_NONE};
   for (int32_t d = 0; d < rank; d++) extents[d] = shape->dims[d] < 0 ? 1 : shape->dims[d];
   switch (node->layout.kind) {
@@ -158,6 +163,22 @@ static bool may_share(const AliasState *state, const Node *node, const Node *own
 
 static bool passes_storage_on(const Node *node) { return node->op == OP_IDENTITY || node->op == OP_DROPOUT; }
 
+/* Winograd's input transform reads whole tiles, also where the last ones reach beyond the padding. Where it is a node
+ * of its own, the padding is that of the convolution that reads its tiles. */
+static void cover_tiles(const Node *node, Halo *halos) {
+  bool tiles = node->op == OP_CONVERT && layout_is_winograd_tiles(node->layout.kind);
+  bool fused = node->op == OP_CONV2D && winograd_outputs(node->inputs[1]->layout.kind) > 0 &&
+               !layout_is_winograd_tiles(node->inputs[0]->layout.kind);
+  if (!tiles && !fused) return;
+  const Node *input = node->inputs[0];
+  const int32_t *side = halos[node->id].side;
+  const int64_t of_reader[4] = {side[TOP], side[LEFT], side[BOTTOM], side[RIGHT]};
+  int64_t reach[4];
+  winograd_reach(winograd_outputs(tiles ? node->layout.kind : node->inputs[1]->layout.kind), input->shape.dims[2],
+                 input->shape.dims[3], tiles ? of_reader : node->attrs.padding.values, reach);
+  halo_cover(&halos[input->id], reach);
+}
+
 /* The halo that the readers of each value want, by id. */
 static Halo *collect_halos(const Graph *graph, Arena *scratch) {
   Halo *halos = arena_array(scratch, graph->next_id, Halo);
@@ -165,6 +186,7 @@ static Halo *collect_halos(const Graph *graph, Arena *scratch) {
     const Node *node = graph->nodes[i];
     if (node->op == OP_CONV2D && node->layout.kind == LAYOUT_CHANNEL_BLOCK)
       halo_cover(&halos[node->inputs[0]->id], node->attrs.padding.values);
+    cover_tiles(node, halos);
     if (passes_storage_on(node) && node->layout.kind == LAYOUT_CHANNEL_BLOCK)
       for (int side = 0; side < 4; side++) {
         int32_t *wanted = &halos[node->inputs[0]->id].side[side];
@@ -216,7 +238,7 @@ bool pass_strides(Graph *graph, const PassOptions *options, Diag *diag) {
     if (owner && owner->alias) owner = owner->alias;
     if (valid && owner && is_view(node, options->training) && may_share(&state, node, owner)) node->alias = owner;
     if (state.is_output[node->id]) state.owner_is_output[node->alias ? node->alias->id : node->id] = true;
-    decide_storage(graph, node, &halos[node->id]);
+    if (!state.prepared[node->id]) decide_storage(graph, node, &halos[node->id]);
   }
   return valid;
 }

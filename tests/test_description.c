@@ -202,7 +202,7 @@ static void labels_come_from_a_file(void **state) {
   assert_false(description_parse(path, text, strlen(text), NULL, fixture->arena, fixture->diag, &graph));
   check_message_part(fixture, "note: labels are to be read from this file");
   clear_messages(fixture);
-  const FilePiece piece = {"a cat\r\ndog\nb\xc3\xa4r", 16};
+  const FilePiece piece = {"a cat\r\ndog\nb\xc3\xa4r", 15};
   assert_true(file_write(fixture_path(fixture, "names.txt"), &piece, 1, fixture->diag));
   assert_true(description_parse(path, text, strlen(text), NULL, fixture->arena, fixture->diag, &graph));
   assert_int_equal(graph->label_count, 3);

@@ -110,7 +110,7 @@ static Function *const *compile(Fixture *fixture, const Target *target) {
     fail_msg("%s", message);
   size_t size = LLVMGetBufferSize(buffer);
   Code object = {arena_copy(fixture->arena, LLVMGetBufferStart(buffer), size), size};
-  const CpuObjects objects = {&object, 1, "math"};
+  const CpuObjects objects = {.objects = &object, .count = 1, .symbol = "math"};
   const struct kiln_program *table = NULL;
   if (!jit_load(&objects, fixture->arena, fixture->diag, &table))
     fail_msg("%s", diag_text(fixture->diag, fixture->arena));

@@ -276,6 +276,10 @@ static void test_matmul(void **state) {
   Node *node = trial_op(&trial, OP_MATMUL);
   node->attrs.transpose = true;
   trial_check(&trial, node, SHAPE(2, 1, 3), VALUES(1, 2, 3, 3, 4, 7));
+  trial = trial_start(state); /* leading dimensions [2, 1] and [1, 3] */
+  trial_operand(&trial, DTYPE_F32, SHAPE(2, 1, 1, 1), VALUES(1, 10));
+  trial_operand(&trial, DTYPE_F32, SHAPE(1, 3, 1, 1), VALUES(2, 3, 4));
+  trial_check(&trial, trial_op(&trial, OP_MATMUL), SHAPE(2, 3, 1, 1), VALUES(2, 3, 4, 20, 30, 40));
 }
 
 static void test_broadcast(void **state) {
@@ -326,6 +330,12 @@ static void test_element_wise_specials(void **state) {
   trial = trial_start(state);
   trial_operand(&trial, DTYPE_F32, SHAPE(2), VALUES(-1000, 1000));
   trial_check(&trial, trial_op(&trial, OP_SILU), SHAPE(2), VALUES(0, 1000));
+  trial = trial_start(state);
+  trial_operand(&trial, DTYPE_F32, SHAPE(2), VALUES(6, 1));
+  trial_operand(&trial, DTYPE_F32, SHAPE(2), VALUES(3, 0));
+  node = trial_op(&trial, OP_BN_SCALE);
+  node->attrs.eps = 1;
+  trial_check(&trial, node, SHAPE(2), VALUES(3, 1));
 }
 
 /* conv → epilogue (v·2, then 1 − v with a broadcast operand, then relu) */

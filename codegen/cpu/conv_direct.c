@@ -8,10 +8,10 @@
  * and T multiply-adds. P and T are such that accumulators, filters and broadcast fit the registers exactly. Pixels of a
  * tile are a rectangle: usually part of one row; of short rows several.
  *
- * Loops, outermost first: items (image, panel, chunk of rows), chunks of channels, rows, tiles of a row, blocks of
- * channels, taps, channels of the block. The rows of an item follow each other so that a panel stays in the cache.
- * Unrolling goes over channels, never over taps of a row: those reload the same scalars, which LLVM would keep in
- * registers that the accumulators need.
+ * Loops, outermost first: items (image and panel in either order, chunk of rows), chunks of channels, rows, tiles of a
+ * row, blocks of channels, taps, channels of the block. The rows of an item follow each other so that a panel stays in
+ * the cache. Unrolling goes over channels, never over taps of a row: those reload the same scalars, which LLVM would
+ * keep in registers that the accumulators need.
  *
  * Every accumulator adds its products in the same order (channel block, tap row, tap column, channel), whatever the
  * tile, so that results do not depend on how items are divided. */
@@ -334,6 +334,22 @@ static bool direct_init(Direct *direct, Emit *emit, const PlanKernel *kernel, Di
   return true;
 }
 
+/* Item number → image, unit and chunk of rows, which varies fastest. The outermost digit is the one whose neighbours
+ * share less: with more filters than input all images go through a panel before the next one is fetched. */
+static void decode_item(Direct *direct, Value item, int64_t units, int64_t row_chunks, Value *out_unit,
+                        Value *out_rows) {
+  Emit *emit = direct->emit;
+  const ConvShape *shape = &direct->shape;
+  bool units_outside = direct->filter->storage.bytes > direct->input->storage.bytes;
+  Value images = shape->images == DIM_BATCH ? emit->batch : emit_int(emit, shape->images);
+  *out_rows = emit_mod_int(emit, item, row_chunks);
+  Value rest = emit_div_int(emit, item, row_chunks), inner = units_outside ? images : emit_int(emit, units);
+  Value outer_digit = LLVMBuildUDiv(emit->builder, rest, inner, "");
+  Value inner_digit = emit_sub(emit, rest, LLVMBuildNSWMul(emit->builder, outer_digit, inner, ""));
+  *out_unit = units_outside ? outer_digit : inner_digit;
+  direct->image = units_outside ? inner_digit : outer_digit;
+}
+
 bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
   Direct state, *direct = &state;
   if (!direct_init(direct, emit, kernel, diag)) return false;
@@ -353,12 +369,10 @@ bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
   }
 
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
-  const int64_t extents[3] = {1, units, row_chunks};
-  Value digits[3];
-  emit_split(emit, item.index, 3, extents, digits);
-  Value unit = digits[1], begin = emit_mul_int(emit, digits[2], row_chunk);
+  Value unit, row_number;
+  decode_item(direct, item.index, units, row_chunks, &unit, &row_number);
+  Value begin = emit_mul_int(emit, row_number, row_chunk);
   Value end = emit_min(emit, emit_add_int(emit, begin, row_chunk), emit_int(emit, shape->out_height));
-  direct->image = digits[0];
   direct->block = emit_mul_int(emit, unit, direct->unit_blocks);
 
   const Storage *in = &direct->input->storage, *weights = &direct->filter->storage;

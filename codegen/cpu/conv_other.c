@@ -49,6 +49,9 @@ bool cpu_conv2d(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag
       return cpu_conv_direct(emit, kernel, out_work, diag);
     case ALGORITHM_DEPTHWISE:
       return cpu_conv_depthwise(emit, kernel, out_work, diag);
+    case ALGORITHM_WINOGRAD23:
+    case ALGORITHM_WINOGRAD43:
+      return cpu_conv_winograd(emit, kernel, out_work, diag);
     case ALGORITHM_DEFAULT:
     case ALGORITHM_REFERENCE:
     case ALGORITHM_PACKED:

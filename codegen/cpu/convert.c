@@ -8,6 +8,7 @@
 
 #include "conv.h"
 #include "move.h"
+#include "winograd_transform.h"
 
 enum {
   MAX_LANES = 16,
@@ -256,6 +257,7 @@ bool cpu_convert(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Dia
                kernel->name);
     return false;
   }
+  if (winograd_outputs(to) > 0) return winograd_convert(emit, kernel, out_work, diag);
   bool blocks = from == LAYOUT_PLAIN && to == LAYOUT_CHANNEL_BLOCK;
   bool unblocks = from == LAYOUT_CHANNEL_BLOCK && to == LAYOUT_PLAIN && !has_halo(out);
   const Storage *plain = blocks ? &in->storage : &out->storage;

@@ -297,6 +297,16 @@ void emit_store_strided(Emit *emit, Value base, Value offset, int64_t stride, Va
   }
 }
 
+void emit_prefetch_line(Emit *emit, Value base, Value offset, bool first_level) {
+  enum { READ = 0, FIRST_LEVEL = 3, SECOND_LEVEL = 2, DATA = 1 }; /* arguments of llvm.prefetch */
+  unsigned id = LLVMLookupIntrinsicID("llvm.prefetch", sizeof "llvm.prefetch" - 1);
+  Value function = LLVMGetIntrinsicDeclaration(emit->module, id, &emit->pointer, 1);
+  Value arguments[] = {emit_address(emit, base, offset), LLVMConstInt(emit->i32, READ, 0),
+                       LLVMConstInt(emit->i32, first_level ? FIRST_LEVEL : SECOND_LEVEL, 0),
+                       LLVMConstInt(emit->i32, DATA, 0)};
+  LLVMBuildCall2(emit->builder, LLVMIntrinsicGetType(emit->context, id, &emit->pointer, 1), function, arguments, 4, "");
+}
+
 static Value address_i64(Emit *emit, Value base, Value offset) {
   return LLVMBuildGEP2(emit->builder, emit->i64, base, &offset, 1, "");
 }

@@ -121,6 +121,9 @@ Value emit_load(Emit *emit, Value base, Value offset, int32_t lanes); /* alignme
 void emit_store(Emit *emit, Value base, Value offset, Value value);
 Value emit_load_strided(Emit *emit, Value base, Value offset, int64_t stride, int32_t lanes); /* lane by lane */
 void emit_store_strided(Emit *emit, Value base, Value offset, int64_t stride, Value value, int32_t lanes);
+/* Asks for the cache line at `base` + `offset` to be fetched into the second-level cache, or also into the first. The
+ * address may be outside of all buffers. */
+void emit_prefetch_line(Emit *emit, Value base, Value offset, bool first_level);
 /* i64 elements, scalar (argmax results, class indices). */
 Value emit_load_i64(Emit *emit, Value base, Value offset);
 void emit_store_i64(Emit *emit, Value base, Value offset, Value value);

@@ -7,10 +7,14 @@
 static int32_t split_dim(const PlanTensor *tensor) {
   switch (tensor->layout.kind) {
     case LAYOUT_CHANNEL_BLOCK:
+    case LAYOUT_TILES_WINOGRAD2:
+    case LAYOUT_TILES_WINOGRAD4:
       return 1;
     case LAYOUT_FILTER_BLOCK:
     case LAYOUT_MATRIX_BLOCK:
     case LAYOUT_VECTOR_BLOCK:
+    case LAYOUT_FILTER_WINOGRAD2:
+    case LAYOUT_FILTER_WINOGRAD4:
       return 0;
     case LAYOUT_PLAIN:
     case LAYOUT_CHANNEL_LAST:

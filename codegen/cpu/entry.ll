@@ -17,7 +17,7 @@
   i64, i32, i32,                                    ; 19 max_batch, max_threads, reserved
   i64, i64, i64,                                    ; 22 workspace fixed and per batch, scratch of a thread
   i64, i64,                                         ; 25 prepared_bytes, prepare_scratch
-  ptr, ptr, ptr, ptr                                ; 27 check, embedded, prepare, run
+  ptr, ptr, ptr, ptr, ptr                           ; 27 check, embedded, prepare, run, metadata
 }
 ; A step on its way through the host's parallel_for.
 %kiln_job = type { ptr, %kiln_call }

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "kiln_abi.h"
 #include "texts.h"
+#include "winograd.h"
 
 _Static_assert((int)SPACE_WORKSPACE - 1 == (int)KILN_SPACE_WORKSPACE && (int)SPACE_OUTPUT - 1 == (int)KILN_SPACE_OUTPUT,
                "the ABI's spaces are the plan's, without SPACE_NONE");
@@ -31,6 +32,7 @@ const char *kernel_kind(const PlanKernel *kernel, Arena *arena) {
   static const char *const algorithms[] = {
       [ALGORITHM_DEFAULT] = NULL,          [ALGORITHM_DIRECT] = "direct", [ALGORITHM_DEPTHWISE] = "depthwise",
       [ALGORITHM_REFERENCE] = "reference", [ALGORITHM_PACKED] = "packed",
+      [ALGORITHM_WINOGRAD23] = "winograd23", [ALGORITHM_WINOGRAD43] = "winograd43",
   };
   const char *op = op_info(kernel->op)->name, *algorithm = algorithms[kernel->choice.algorithm];
   return algorithm != NULL ? arena_format(arena, "%s/%s", op, algorithm) : op;
@@ -140,11 +142,13 @@ static Value view(const Tables *tables, const PlanTensor *tensor) {
   int64_t strides[SHAPE_MAX_RANK] = {0};
   for (int32_t dim = 0; dim < tensor->shape.rank; dim++) strides[dim] = tensor->storage.stride[dim];
   if (tensor->layout.kind == LAYOUT_VECTOR_BLOCK) strides[0] = block;
+  /* a transformed value has none of its elements in memory */
+  int32_t rank = winograd_outputs(tensor->layout.kind) > 0 ? 0 : tensor->shape.rank;
   Value fields[] = {
       u32(tables, abi_dtype(tensor->dtype)),
-      u32(tables, (uint32_t)tensor->shape.rank),
-      dims(tables, tensor->shape.rank, tensor->shape.dims),
-      dims(tables, tensor->shape.rank, strides),
+      u32(tables, (uint32_t)rank),
+      dims(tables, rank, tensor->shape.dims),
+      dims(tables, rank, strides),
       i64(tables, tensor->storage.origin),
       i64(tables, block),
       u32(tables, (uint32_t)block_dim),
@@ -253,6 +257,7 @@ static void fill_program(const Tables *tables, const CpuOptions *options) {
       options->embed ? embedded_weights(tables) : null(tables),
       function_named(tables, "prepare"),
       function_named(tables, "run"),
+      string(tables, plan->metadata != NULL ? plan->metadata : ""),
   };
   Value program = LLVMGetNamedGlobal(tables->module, arena_format(tables->arena, "%s_program", tables->symbol));
   LLVMSetInitializer(program, named_struct(tables, "kiln_program", fields, sizeof fields / sizeof fields[0]));

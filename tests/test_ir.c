@@ -1,0 +1,647 @@
+/* The graph: text form, verifier, changes, and graphs of 100,000 nodes on a small stack. */
+#include <math.h>
+#include <pthread.h>
+#include <time.h>
+
+#include "graph.h"
+#include "plan.h"
+#include "support.h"
+
+static const char *graph_text(const Graph *graph, Arena *arena) {
+  Text text;
+  text_init(&text, arena);
+  graph_print(&text, graph);
+  return text.data;
+}
+
+static Graph *must_parse(Fixture *fixture, const char *source) {
+  Graph *graph = NULL;
+  if (!graph_parse("test.ir", source, strlen(source), fixture->arena, fixture->diag, &graph)) {
+    fail_msg("%s", diag_text(fixture->diag, fixture->arena));
+  }
+  return graph;
+}
+
+/* --- text form ------------------------------------------------------------------------------------- */
+
+/* Graphs in canonical form: printing gives these very bytes. */
+static const char *const canonical[] = {
+    "graph \"\" {\n}\n",
+    /* windows and normalisation */
+    "graph \"windows\" {\n"
+    "  input %image : f32[N,4,32,32] {mean=[0.485,0.456,0.406], std=[0.229,0.224,0.225], resize=256}\n"
+    "  parameter %w : f32[8,2,3,3] {init=weight, fan_in=18}\n"
+    "  parameter %b : f32[8] {init=bias, fan_in=18}\n"
+    "  %c = conv2d %image, %w, %b {stride=[2,1], padding=[1,2,1,2], dilation=[1,2], groups=2, padding_mode=reflect}"
+    " : f32[N,8,16,32]\n"
+    "  parameter %t.w : f32[8,2,3,3] {init=weight, fan_in=18}\n"
+    "  %t = conv_transpose2d %c, %t.w {stride=[2,2], output_padding=[1,1]} : f32[N,2,34,66]\n"
+    "  %mp = max_pool2d %c {kernel=[3,3], stride=[2,2], padding=[1,1,1,1], ceil_mode=true} : f32[N,8,9,17]\n"
+    "  %ap = avg_pool2d %c {kernel=[2,2], padding=[1,1,1,1], count_include_pad=false} : f32[N,8,17,33]\n"
+    "  %aa = adaptive_avg_pool2d %c {output=[2,3]} : f32[N,8,2,3]\n"
+    "  %us = upsample %c {scale=[2,2], mode=bilinear, align_corners=true} : f32[N,8,32,64]\n"
+    "  %up = upsample %c {size=[64,64]} : f32[N,8,64,64]\n"
+    "  parameter %g : f32[8] {init=one}\n"
+    "  parameter %m : f32[8] {init=zero, trainable=false, buffer=true}\n"
+    "  %bn = batch_norm %c, %g, %b, %m, %g {eps=0.001, momentum=0.01, training=true} : f32[N,8,16,32]\n"
+    "  %nm = normalize %image {mean=[1,2,3,4], std=[0.5,1,1,1]} : f32[N,4,32,32]\n"
+    "  output out = %t\n"
+    "}\n",
+    /* element-wise, dimensions, reductions, losses */
+    "graph \"others\" {\n"
+    "  max_batch 16\n"
+    "  input %x : f32[N,4,6,6]\n"
+    "  input %y : f32[N,24]\n"
+    "  %0.a = leaky_relu %x {negative_slope=0.2} : f32[N,4,6,6]\n"
+    "  %b = gelu %0.a {approximate=tanh} : f32[N,4,6,6]\n"
+    "  %c = clamp %b {min=-1, max=6} : f32[N,4,6,6]\n"
+    "  %d = dropout %c {p=0.25} : f32[N,4,6,6]\n"
+    "  %e = pad %d {padding=[1,0,1,0], value=-1.5} : f32[N,4,8,6]\n"
+    "  %f = concat %x, %d {dim=3} : f32[N,4,6,12]\n"
+    "  %g = mean %x {dims=[2,3], keep_dims=true} : f32[N,4,1,1]\n"
+    "  %h = flatten %x {start_dim=2, end_dim=3} : f32[N,4,36]\n"
+    "  %i = reshape %x {shape=[N,24,6]} : f32[N,24,6]\n"
+    "  %j = permute %x {dims=[0,2,3,1]} : f32[N,6,6,4]\n"
+    "  %k = matmul %x, %x {transpose=true} : f32[N,4,6,6]\n"
+    "  %l = mse %x, %d {reduction=sum} : f32[]\n"
+    "}\n",
+    /* epilogues, layouts, storage, choices, aliases, ids and names */
+    "graph \"a \\\"b\\\" \\\\ \\n\" {\n"
+    "  next_id 50\n"
+    "  memory {workspace_fixed=64, workspace_per_batch=65536, prepared=9280, prepare_scratch=128}\n"
+    "  parameter gone : f32[3] {init=zero, data=[0.1,10,-1e-30]}\n"
+    "  input %image : f32[N,16,8,8] @input(stride=[1024,64,8,1], bytes=4096)\n"
+    "  %4 = convert %image : f32[N,16,8,8] nchw16c"
+    " @workspace(offset=4096, stride=[1600,1600,160,16], origin=176, halo=[1,1,1,1], bytes=6400)\n"
+    "  parameter %w@7 : f32[16,16,3,3] oihw16o @prepared(stride=[2304,144,48,16], bytes=9216) layer 0"
+    " {init=weight, fan_in=144}\n"
+    "  parameter %\"17\" : f32[16] c16 @prepared(offset=9216, stride=[1], bytes=64) {init=bias}\n"
+    "  %conv@19 = conv2d %4, %w, %\"17\" {padding=[1,1,1,1]} epilogue [reversed sub %4, leaky_relu {negative_slope=0.5},"
+    " mul %4] : f32[N,16,8,8] nchw16c @workspace(stride=[1024,1024,128,16], bytes=4096)"
+    " choice direct(tile_pixels=6, tile_blocks=2, channel_chunk=16, row_chunk=4) layer 0\n"
+    "  %\"a b\"@30 = identity %conv : f32[N,16,8,8] nhwc\n"
+    "  %\"\" = identity %conv : f32[N,16,8,8] alias %33 choice reference\n"
+    "  %33 = identity %conv : f32[N,16,8,8]\n"
+    "  parameter %\"-x\" : i64[2] {init=zero, trainable=false, data=[-9223372036854775808,9007199254740993]}\n"
+    "  output \"a b\" = %\"a b\"\n"
+    "  hook_output conv = %conv\n"
+    "  layer conv : conv2d = %conv frozen\n"
+    "  layer \"0\" : relu\n"
+    "  value block.0 = %33\n"
+    "  value \"\xc3\xa9\"\n"
+    "  hook \"layer*.conv2\" gradient stats\n"
+    "  hook \"body\" activation call\n"
+    "  group body [\"a*\", \"b\"] frozen freeze_batch_norm\n"
+    "  group head [\"c\"]\n"
+    "  labels [\"cat\", \"\"]\n"
+    "}\n",
+    /* ports in another order than their nodes, and nodes without names */
+    "graph \"ports\" {\n"
+    "  input %b : f32[N,2] {port=1}\n"
+    "  input %a : f32[N,2] {port=0}\n"
+    "  parameter %2 : f32[2] {init=one, name=\"other\", port=1}\n"
+    "  parameter %first : f32[2] {init=one, port=0}\n"
+    "  %4 = add %a, %2 : f32[N,2]\n"
+    "}\n",
+};
+
+static void test_round_trip(void **state) {
+  Fixture *fixture = *state;
+  for (size_t i = 0; i < sizeof canonical / sizeof canonical[0]; i++) {
+    Graph *graph = NULL;
+    if (!graph_parse("test.ir", canonical[i], strlen(canonical[i]), fixture->arena, fixture->diag, &graph)) {
+      fail_msg("graph %zu: %s", i, diag_text(fixture->diag, fixture->arena));
+    }
+    assert_string_equal(graph_text(graph, fixture->arena), canonical[i]);
+  }
+}
+
+/* The graphs above show every attribute of the intermediate form away from its default. */
+static void test_all_attributes_shown(void **state) {
+  (void)state;
+  for (AttrId id = 0; id < ATTR_ID_COUNT; id++) {
+    if (attr_info(id)->import_only) continue;
+    char key[64];
+    snprintf(key, sizeof key, "%s=", attr_info(id)->name);
+    bool found = false;
+    for (size_t i = 0; i < sizeof canonical / sizeof canonical[0]; i++) found = found || strstr(canonical[i], key);
+    if (!found) fail_msg("no graph of the round trip has %s", key);
+  }
+}
+
+static void test_types_may_be_left_out(void **state) {
+  Fixture *fixture = *state;
+  const Graph *graph = must_parse(fixture,
+                                  "# a comment\n"
+                                  "graph \"short\" { # another\n"
+                                  "  input %x:f32[N,3,8,8]\n"
+                                  "  %y = max_pool2d %x {kernel=[2,2],\n"
+                                  "     stride=[2,2]}\n"
+                                  "  output y = %y }\n");
+  assert_string_equal(graph_text(graph, fixture->arena),
+                      "graph \"short\" {\n"
+                      "  input %x : f32[N,3,8,8]\n"
+                      "  %y = max_pool2d %x {kernel=[2,2], stride=[2,2]} : f32[N,3,4,4]\n"
+                      "  output y = %y\n"
+                      "}\n");
+}
+
+typedef struct BadText {
+  const char *source, *messages;
+} BadText;
+
+static const BadText bad_texts[] = {
+    {"", "t.ir:1:1: error: expected 'graph', found the end of the file\n"},
+    {"graph {\n}", "t.ir:1:7: error: expected a string, found '{'\n"},
+    {"graph \"g\" {\n} x", "t.ir:2:3: error: expected the end of the file, found 'x'\n"},
+    {"graph \"g\" {\n  inptu %x : f32[2]\n}", "t.ir:2:3: error: unknown statement 'inptu'; did you mean 'input'?\n"},
+    {"graph \"g\" {\n  input %x : f32[2,N]\n}",
+     "t.ir:2:14: error: dimension 1 must be at least 1; N may only be the first\n"},
+    {"graph \"g\" {\n  input %x : f33[2]\n}", "t.ir:2:14: error: unknown element type 'f33'\n"},
+    {"graph \"g\" {\n  %y = relu %x\n}", "t.ir:2:13: error: value '%x' is not defined above\n"},
+    {"graph \"g\" {\n  input %x : f32[2]\n  input %x : f32[2]\n}", "t.ir:3:9: error: value '%x' is already defined\n"},
+    {"graph \"g\" {\n  input %x@4 : f32[2]\n  %4 = relu %x\n}", "t.ir:3:3: error: id 4 is already taken\n"},
+    {"graph \"g\" {\n  input %x@4194304 : f32[2]\n}",
+     "t.ir:2:12: error: expected an integer from 0 to 4194303, found '4194304'\n"},
+    {"graph \"g\" {\n  input %x : f32[2]\n  %y = rellu %x\n  %z = relu %y\n  %q = tanh %x {p=1}\n}",
+     "t.ir:3:8: error: unknown operation 'rellu'; did you mean 'relu'?\n"
+     "t.ir:5:17: error: tanh has no attribute 'p'\n"},
+    {"graph \"g\" {\n  input %x : f32[2]\n  %y = clamp %x {min=1, min=2}\n}",
+     "t.ir:3:25: error: attribute 'min' stands twice\n"},
+    {"graph \"g\" {\n  input %x : f32[2]\n  %y = gelu %x {approximate=sin}\n}",
+     "t.ir:3:29: error: approximate expects one of none, tanh, found 'sin'\n"},
+    {"graph \"g\" {\n  input %x : f32[2]\n  %y = relu %x : f32[3]\n}",
+     "t.ir:3:18: error: expected the type that relu gives, f32[2], found f32[3]\n"},
+    {"graph \"g\" {\n  input %x : f32[2]\n  %y = relu %x epilogue [flatten]\n}",
+     "t.ir:3:26: error: an epilogue takes element-wise operations, found 'flatten'\n"},
+    {"graph \"g\" {\n  input %x : f32[2]\n  %y = relu %x alias %z\n}", "t.ir:3:22: error: value '%z' is not defined\n"},
+    {"graph \"g\" {\n  parameter %w : f32[2] {data=[1,2,3]}\n}",
+     "t.ir:2:31: error: data has 3 numbers, the shape has 2 elements\n"},
+    {"graph \"g\" {\n  parameter %w : f32[99999999,99999999] {data=[1]}\n}",
+     "t.ir:2:47: error: data has 1 numbers, the shape has 9999999800000001 elements\n"},
+    {"graph \"g\" {\n  input %x : f32[2] {port=3}\n}", "t.ir: error: input 3 of 1 is out of range\n"},
+    {"graph \"g\" {\n  \"\\q\"\n}", "t.ir:2:3: error: unknown escape in a string\n"},
+    {"graph \"g\" {\n  hook \"a\nb\" x y\n}",
+     "t.ir:2:8: error: the string does not end on its line\n"
+     "t.ir:3:1: error: unknown statement 'b'\n"},
+    {"graph \"g\" {\n  $\n}", "t.ir:2:3: error: unexpected character '$'\n"},
+    {"graph \"\xff\" {\n}", "t.ir:1:8: error: byte 0xff is not valid UTF-8\n"},
+    {"graph \"g\" {\n  hook_output h = %x\n",
+     "t.ir:2:19: error: value '%x' is not defined above\n"
+     "t.ir:3:1: error: expected '}', found the end of the file\n"},
+};
+
+static void test_bad_texts(void **state) {
+  Fixture *fixture = *state;
+  for (size_t i = 0; i < sizeof bad_texts / sizeof bad_texts[0]; i++) {
+    Graph *graph = NULL;
+    clear_messages(fixture);
+    const char *source = bad_texts[i].source;
+    if (graph_parse("t.ir", source, strlen(source), fixture->arena, fixture->diag, &graph)) {
+      fail_msg("accepted: %s", source);
+    }
+    check_messages(fixture, bad_texts[i].messages);
+  }
+}
+
+/* Every prefix of a text, and every text with one byte changed, gives a graph or messages. */
+static void test_damaged_texts(void **state) {
+  Fixture *fixture = *state;
+  const char *source = canonical[3];
+  const size_t size = strlen(source);
+  char *damaged = arena_alloc(fixture->arena, size, 1);
+  Arena *arena = arena_create(NULL);
+  for (size_t i = 0; i < size; i++) {
+    for (int way = 0; way < 3; way++) {
+      memcpy(damaged, source, size);
+      if (way == 1) damaged[i] ^= 0x15;
+      if (way == 2) damaged[i] = "{}[]()%\"@=,:0-"[i % 14];
+      Diag *diag = diag_create(arena);
+      Graph *graph = NULL;
+      const bool valid = graph_parse("t.ir", damaged, way == 0 ? i : size, arena, diag, &graph);
+      assert_true(valid == (diag_error_count(diag) == 0));
+      arena_reset(arena);
+    }
+  }
+  arena_destroy(arena);
+}
+
+/* --- attributes ------------------------------------------------------------------------------------ */
+
+static void test_attributes(void **state) {
+  (void)state;
+  const Attrs defaults = attrs_default();
+  Attrs other = defaults;
+  const AttrMask mask = A(STRIDE) | A(MIN) | A(DIMS) | A(OUT_CHANNELS);
+  assert_true(attrs_equal(&defaults, &other, mask));
+  assert_true(attrs_hash(&defaults, mask) == attrs_hash(&other, mask));
+  other.dims.values[3] = 7;   /* behind the list's end */
+  other.out_channels = 9;     /* of the description only */
+  other.kernel.values[0] = 3; /* not in the mask */
+  assert_true(attrs_equal(&defaults, &other, mask));
+  assert_true(attrs_hash(&defaults, mask) == attrs_hash(&other, mask));
+  other.stride.values[1] = 2;
+  assert_false(attrs_equal(&defaults, &other, mask));
+  assert_true(attrs_hash(&defaults, mask) != attrs_hash(&other, mask));
+  other = defaults;
+  other.value = -0.0;
+  assert_false(attrs_equal(&defaults, &other, A(VALUE)));
+  AttrWord word = PADDING_ZEROS;
+  assert_true(attr_word_parse(ATTR_ID_PADDING_MODE, "border", &word) && word == PADDING_REPLICATE);
+  assert_true(attr_word_parse(ATTR_ID_PADDING_MODE, "reflection", &word) && word == PADDING_REFLECT);
+  assert_false(attr_word_parse(ATTR_ID_REDUCTION, "border", &word));
+  assert_string_equal(attr_word_name(ATTR_ID_PADDING_MODE, PADDING_REPLICATE), "replicate");
+}
+
+static void test_op_names(void **state) {
+  (void)state;
+  size_t count = 0;
+  const char *const *names = op_names(&count);
+  for (size_t i = 0; i < count; i++) {
+    assert_true(op_find(names[i]) < OP_COUNT);
+    assert_string_not_equal(names[i], "convert");
+    assert_string_not_equal(names[i], "input");
+  }
+  assert_int_equal(count, OP_COUNT - 6);
+  assert_int_equal(op_find("bn_scale"), OP_BN_SCALE);
+  assert_int_equal(op_find("conv"), OP_COUNT);
+}
+
+/* --- verifier -------------------------------------------------------------------------------------- */
+
+static const char verified[] =
+    "graph \"v\" {\n"
+    "  max_batch 2\n"
+    "  memory {workspace_per_batch=4096}\n"
+    "  input %x : f32[N,16,2,2]\n"
+    "  parameter %w : f32[16,16,1,1] {init=weight}\n"
+    "  %c = conv2d %x, %w epilogue [add %x] : f32[N,16,2,2] nchw16c"
+    " @workspace(stride=[64,64,32,16], bytes=256) layer 0\n"
+    "  %r = relu %c\n"
+    "  output r = %r\n"
+    "  layer c : conv2d = %c\n"
+    "}\n";
+
+enum { X, W, C, R };
+
+static void break_id(Graph *g) { g->nodes[R]->id = g->nodes[C]->id; }
+static void break_id_range(Graph *g) { g->next_id = 3; }
+static void break_order(Graph *g) {
+  Node *node = g->nodes[R];
+  g->nodes[R] = g->nodes[C];
+  g->nodes[C] = node;
+}
+static void break_input(Graph *g) { g->nodes[R]->inputs[0] = NULL; }
+static void break_membership(Graph *g) { g->nodes[R]->inputs[0] = node_clone(g, g->nodes[C]); }
+static void break_arity(Graph *g) { g->nodes[R]->op_input_count = 0; }
+static void break_op(Graph *g) { g->nodes[R]->op = OP_COUNT; }
+static void break_stride(Graph *g) { g->nodes[C]->attrs.stride.values[1] = 0; }
+static void break_wide_stride(Graph *g) { g->nodes[C]->attrs.stride.values[1] = 65536; }
+static void break_dilation(Graph *g) { g->nodes[C]->attrs.dilation.values[0] = 0; }
+static void break_groups(Graph *g) { g->nodes[C]->attrs.groups = 0; }
+static void break_padding(Graph *g) { g->nodes[C]->attrs.padding.values[0] = INT64_C(1) << 55; }
+static void break_dtype(Graph *g) { g->nodes[R]->dtype = DTYPE_I64; }
+static void break_shape(Graph *g) { g->nodes[R]->shape.dims[3] = 3; }
+static void break_batch(Graph *g) { g->nodes[R]->shape.dims[1] = DIM_BATCH; }
+static void break_rank(Graph *g) { g->nodes[R]->shape.rank = 7; }
+static void break_size(Graph *g) { g->max_batch = INT64_MAX / 8; }
+static void break_max_batch(Graph *g) { g->max_batch = 0; }
+static void break_port(Graph *g) { g->nodes[W]->port = 1; }
+static void break_port_shape(Graph *g) { g->parameters[0].shape.dims[0] = 8; }
+static void break_port_node(Graph *g) { g->inputs[0].node = NULL; }
+static void break_name(Graph *g) { g->nodes[R]->name = "c"; }
+static void break_output(Graph *g) { g->outputs[0].node = NULL; }
+static void break_output_name(Graph *g) { graph_add_output(g, "r", g->nodes[C]); }
+static void break_hook_outputs(Graph *g) { g->hook_output_count = 2; }
+static void break_epilogue_op(Graph *g) { g->nodes[C]->epilogue[0].op = OP_CONCAT; }
+static void break_epilogue_operand(Graph *g) { g->nodes[C]->epilogue[0].operand = 0; }
+static void break_epilogue_shape(Graph *g) { node_add_epilogue(g, g->nodes[R], OP_ADD, NULL, g->nodes[W], false); }
+static void break_epilogue_count(Graph *g) { g->nodes[C]->epilogue_count = 0; }
+static void break_layout(Graph *g) { g->nodes[R]->layout = (Layout){LAYOUT_VECTOR_BLOCK, 16}; }
+static void break_block(Graph *g) { g->nodes[C]->layout.block = 0; }
+static void break_space(Graph *g) { g->nodes[C]->storage.offset = 4096; }
+static void break_extent(Graph *g) { g->nodes[C]->storage.stride[2] = 48; }
+static void break_origin(Graph *g) { g->nodes[C]->storage.origin = -1; }
+static void break_index(Graph *g) { g->nodes[R]->storage = (Storage){.space = SPACE_OUTPUT, .index = 1}; }
+static void break_halo(Graph *g) { g->nodes[C]->storage.halo[2] = -1; }
+static void break_alias(Graph *g) { g->nodes[R]->alias = g->nodes[C]; }
+static void break_alias_self(Graph *g) { g->nodes[R]->alias = g->nodes[R]; }
+static void break_layer(Graph *g) { g->nodes[C]->layer = 1; }
+
+typedef struct Rule {
+  void (*damage)(Graph *graph);
+  const char *message;
+} Rule;
+
+static const Rule rules[] = {
+    {break_id, "rule 'id': places 2 and 3 of the array have the same id"},
+    {break_id_range, "rule 'id': ids must be below next_id 3"},
+    {break_order, "%3 'r' (relu): rule 'order': input 0 is %2, which stands at place 3, not before place 2"},
+    {break_input, "%3 'r' (relu): rule 'input': input 0 is missing"},
+    {break_membership, "rule 'input': input 0 is %4, which is not in the graph"},
+    {break_arity, "rule 'arity': expected 1 to 1 inputs, found 0"},
+    {break_op, "rule 'op': there is no operation"},
+    {break_stride, "%2 'c' (conv2d): rule 'operation': stride width expects a value from 1 to 65535, found 0"},
+    {break_wide_stride, "rule 'operation': stride width expects a value from 1 to 65535, found 65536"},
+    {break_dilation, "rule 'operation': dilation height expects"},
+    {break_groups, "rule 'operation': groups expects"},
+    {break_padding, "rule 'operation': padding top expects"},
+    {break_dtype, "rule 'dtype': the operation gives f32, but i64 is noted"},
+    {break_shape, "rule 'shape': the operation gives [N,16,2,2], but [N,16,2,3] is noted"},
+    {break_batch, "rule 'batch': dimension 1 is N, which may only be the first"},
+    {break_rank, "rule 'shape': the rank must be from 0 to 6, found 7"},
+    {break_size, "rule 'shape': the value is too large"},
+    {break_max_batch, "rule 'batch': the maximum batch must be at least 1, found 0"},
+    {break_port, "rule 'port': there are 1 ports, found index 1"},
+    {break_port_shape, "rule 'port': port 0 has another type or shape"},
+    {break_port_node, "rule 'port': port 0 belongs to another node"},
+    {break_name, "%3 'c' (relu): rule 'name': %2 has the same name"},
+    {break_output, "graph: rule 'output': output 0 'r' has no value in the graph"},
+    {break_output_name, "graph: rule 'output': two outputs are named 'r'"},
+    {break_hook_outputs, "graph: rule 'output': 2 of 1 outputs cannot be hooks"},
+    {break_epilogue_op, "rule 'epilogue': epilogue step 0: concat is not an element-wise operation"},
+    {break_epilogue_operand, "rule 'epilogue': epilogue step 0: the operand of add must be input 2 of 3, found 0"},
+    {break_epilogue_shape, "rule 'epilogue': epilogue step 0: operand [16,16,1,1] of add does not broadcast"},
+    {break_epilogue_count,
+     "rule 'epilogue': the epilogue uses 0 operands, but the node has 1 inputs besides its own 2"},
+    {break_layout, "rule 'layout': the layout is for 1 dimensions, found 4"},
+    {break_block, "rule 'layout': the block size must be from 1 to 1024, found 0"},
+    {break_space, "rule 'storage': 256 bytes at offset 4096 of the workspace are outside its 4096 bytes"},
+    {break_extent, "rule 'storage': elements 0 to 79 lie outside the buffer of 256 bytes"},
+    {break_origin, "rule 'storage': elements -1 to 62 lie outside the buffer of 256 bytes"},
+    {break_index, "rule 'storage': there is no output 1"},
+    {break_halo, "rule 'storage': the halo must not be negative, found -1"},
+    {break_alias, "rule 'alias': the value shares the storage of %2, but lies elsewhere"},
+    {break_alias_self, "rule 'alias': the value shares the storage of %3, which is itself"},
+    {break_layer, "rule 'layer': the node belongs to layer 1 of 1"},
+};
+
+static void test_verifier(void **state) {
+  Fixture *fixture = *state;
+  for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
+    clear_messages(fixture);
+    Graph *graph = must_parse(fixture, verified);
+    rules[i].damage(graph);
+    if (graph_verify(graph, "fuse", fixture->diag)) fail_msg("not noticed: %s", rules[i].message);
+    check_message_part(fixture, "after fuse: ");
+    check_message_part(fixture, rules[i].message);
+  }
+}
+
+/* --- inference ------------------------------------------------------------------------------------- */
+
+static void test_infer_goes_on(void **state) {
+  Fixture *fixture = *state;
+  Graph *graph = graph_create(fixture->arena, "errors");
+  Node *x = graph_add_input(graph, "x", DTYPE_F32, shape_of(2, (const int64_t[]){DIM_BATCH, 4}));
+  Node *y = graph_add_input(graph, "y", DTYPE_F32, shape_of(2, (const int64_t[]){DIM_BATCH, 3}));
+  Node *bad = graph_add(graph, OP_ADD, "bad", (Node *[]){x, y}, 2);
+  Node *after = graph_add(graph, OP_RELU, "after", &bad, 1);
+  graph_add(graph, OP_RELU, "after2", &after, 1);
+  Node *bad2 = graph_add(graph, OP_ADD, NULL, (Node *[]){y, x}, 2);
+  bad2->path = "layers[4] 'conv2'";
+  bad2->location = (Location){"model.json", 41, 18};
+  assert_false(graph_infer(graph, fixture->diag));
+  check_messages(fixture,
+                 "error: 'bad': shapes [N,4] and [N,3] do not broadcast\n"
+                 "model.json:41:18: error: layers[4] 'conv2': shapes [N,3] and [N,4] do not broadcast\n");
+}
+
+static void test_input_shape(void **state) {
+  Fixture *fixture = *state;
+  Graph *graph = must_parse(fixture, "graph \"g\" {\n  input %image : f32[N,3,8,8]\n  %y = relu %image\n}\n");
+  Shape shape = shape_of(4, (const int64_t[]){1, 3, 352, 352});
+  assert_true(graph_set_input_shape(graph, "image", &shape, fixture->diag));
+  assert_true(graph_infer(graph, fixture->diag));
+  assert_true(graph_verify(graph, "test", fixture->diag));
+  assert_int_equal(graph_find_value(graph, "y")->shape.dims[2], 352);
+  assert_false(graph_set_input_shape(graph, "imag", &shape, fixture->diag));
+  shape.dims[2] = 0;
+  assert_false(graph_set_input_shape(graph, "image", &shape, fixture->diag));
+  shape.rank = 3;
+  assert_false(graph_set_input_shape(graph, "image", &shape, fixture->diag));
+  check_messages(fixture,
+                 "test.ir: error: the model has no input 'imag'; did you mean 'image'?\n"
+                 "test.ir:2:9: error: input 'image': dimension 2 of the given shape must be at least 1, found 0\n"
+                 "test.ir:2:9: error: input 'image' has 4 dimensions, the given shape has 3\n");
+}
+
+/* --- changes --------------------------------------------------------------------------------------- */
+
+static void test_replace(void **state) {
+  Fixture *fixture = *state;
+  Graph *graph = must_parse(fixture,
+                            "graph \"g\" {\n  input %x : f32[N,2]\n  %a = relu %x\n  %b = tanh %a\n  %c = add %a, %b\n"
+                            "  output a = %a\n  output c = %c\n  layer a : relu = %a\n  value v = %a\n}\n");
+  /* b takes the place of its own input and goes on reading it. */
+  graph_replace(graph, graph_find_value(graph, "a"), graph->nodes[2]);
+  assert_string_equal(graph_text(graph, fixture->arena),
+                      "graph \"g\" {\n  input %x : f32[N,2]\n  %a = relu %x : f32[N,2]\n  %b = tanh %a : f32[N,2]\n"
+                      "  %c = add %b, %b : f32[N,2]\n  output a = %b\n  output c = %c\n  layer a : relu = %b\n"
+                      "  value v = %b\n}\n");
+}
+
+static void test_install_and_remove_dead(void **state) {
+  Fixture *fixture = *state;
+  Graph *graph =
+      must_parse(fixture,
+                 "graph \"g\" {\n  input %x : f32[N,2]\n  input %unused : f32[N,2]\n"
+                 "  parameter %p : f32[2] {init=one}\n  %a = identity %x\n  %b = identity %a\n"
+                 "  %c = identity %b\n  %d = add %c, %p\n  %e = relu %c\n  output e = %e\n  value v = %c\n}\n");
+  Node **replacement = arena_array(fixture->arena, graph->next_id, Node *);
+  for (uint32_t id = 3; id <= 5; id++) replacement[id] = graph->nodes[id]->inputs[0];
+  graph_install(graph, graph->nodes, graph->node_count, replacement);
+  graph_remove_dead(graph);
+  assert_true(graph_verify(graph, "test", fixture->diag));
+  assert_string_equal(graph_text(graph, fixture->arena),
+                      "graph \"g\" {\n  parameter p : f32[2] {init=one}\n  input %x : f32[N,2]\n"
+                      "  input %unused : f32[N,2]\n  %e@7 = relu %x : f32[N,2]\n  output e = %e\n  value v = %x\n}\n");
+}
+
+static void test_uses_and_prepared(void **state) {
+  Fixture *fixture = *state;
+  Graph *graph = must_parse(fixture,
+                            "graph \"g\" {\n  input %x : f32[N,2]\n  parameter %p : f32[2] {init=one}\n  %a = exp %p\n"
+                            "  %b = add %a, %p\n  %c = add %x, %b\n  output c = %c\n  output d = %c\n}\n");
+  const uint32_t *uses = graph_count_uses(graph, fixture->arena);
+  const bool *prepared = graph_mark_prepared(graph, fixture->arena);
+  static const uint32_t expected_uses[] = {1, 2, 1, 1, 2};
+  static const bool expected_prepared[] = {false, true, true, true, false};
+  for (size_t i = 0; i < 5; i++) {
+    assert_int_equal(uses[i], expected_uses[i]);
+    assert_int_equal(prepared[i], expected_prepared[i]);
+  }
+}
+
+static void test_clone(void **state) {
+  Fixture *fixture = *state;
+  for (size_t i = 0; i < sizeof canonical / sizeof canonical[0]; i++) {
+    Arena *first = arena_create(NULL);
+    Graph *graph = NULL;
+    assert_true(graph_parse("t.ir", canonical[i], strlen(canonical[i]), first, diag_create(first), &graph));
+    if (graph->node_count) node_decide(graph, graph->nodes[0], "fuse", "yes", NULL, "why not");
+    Graph *clone = graph_clone(graph, fixture->arena);
+    arena_destroy(first);
+    assert_string_equal(graph_text(clone, fixture->arena), canonical[i]);
+    if (clone->node_count) assert_string_equal(clone->nodes[0]->decisions->reason, "why not");
+    /* Growing a clone must not write behind its arrays. */
+    if (clone->output_count) graph_add_output(clone, "one more", clone->outputs[0].node);
+    assert_true(graph_verify(clone, "clone", fixture->diag));
+  }
+}
+
+/* --- pictures and tables --------------------------------------------------------------------------- */
+
+static void test_dot(void **state) {
+  Fixture *fixture = *state;
+  const Graph *graph =
+      must_parse(fixture,
+                 "graph \"d\" {\n  input %x : f32[N,3,8,8]\n  parameter %w : f32[4,3,3,3] {init=weight}\n"
+                 "  %\"a\\\"b\" = conv2d %x, %w {stride=[2,2]} epilogue [relu]\n"
+                 "  output y = %\"a\\\"b\"\n}\n");
+  Text text;
+  text_init(&text, fixture->arena);
+  graph_print_dot(&text, graph);
+  assert_string_equal(text.data,
+                      "digraph \"d\" {\n  rankdir=TB;\n  node [shape=box, fontname=\"Helvetica\", fontsize=10];\n"
+                      "  edge [fontname=\"Helvetica\", fontsize=8];\n"
+                      "  n0 [label=\"x\\ninput\\nf32[N,3,8,8]\", shape=ellipse];\n"
+                      "  n2 [label=\"a\\\"b\\nconv2d + relu\\nstride=[2,2]\\nf32[N,4,3,3]\\n1 parameter\"];\n"
+                      "  n0 -> n2;\n  output0 [label=\"y\", shape=ellipse];\n  n2 -> output0;\n}\n");
+}
+
+static void test_plan_table(void **state) {
+  Fixture *fixture = *state;
+  const Shape image = shape_of(2, (const int64_t[]){DIM_BATCH, 4});
+  PlanTensor input = {.name = "x", .shape = image, .storage = {.space = SPACE_INPUT, .stride = {4, 1}}};
+  EpilogueStep step = {.op = OP_RELU, .attrs = attrs_default(), .operand = -1};
+  PlanKernel kernels[] = {
+      {.name = "y",
+       .op = OP_LEAKY_RELU,
+       .attrs = attrs_default(),
+       .output = {.name = "y", .shape = image, .storage = {.space = SPACE_WORKSPACE, .offset = 64, .stride = {4, 1}}},
+       .inputs = &input,
+       .input_count = 1,
+       .op_input_count = 1,
+       .epilogue = &step,
+       .epilogue_count = 1,
+       .flops = 8},
+  };
+  kernels[0].attrs.negative_slope = 0.5;
+  PlanPort port = {.name = "x", .shape = image};
+  const Plan plan = {.arena = fixture->arena,
+                     .name = "net",
+                     .max_batch = 16,
+                     .kernels = kernels,
+                     .kernel_count = 1,
+                     .inputs = &port,
+                     .input_count = 1,
+                     .workspace_per_batch = 128,
+                     .identity = 0xabc};
+  Text text;
+  text_init(&text, fixture->arena);
+  plan_print(&text, &plan);
+  assert_string_equal(
+      text.data,
+      "plan net, maximum batch 16, identity 0000000000000abc\n"
+      "workspace 0 bytes + 128 per image, prepared 0 bytes, scratch of preparation 0 bytes\n"
+      "1 kernels, 1 distinct codes\n"
+      "input 0: x f32[N,4]\n"
+      "\nprepare: 0 kernels, 0 flops per image, 0 fixed\n"
+      "\nrun: 1 kernel, 8 flops per image, 0 fixed\n"
+      "0  =>  y  f32[N,4] plain  workspace+64*N  stride 4,1  leaky_relu {negative_slope=0.5} + relu; default; code 0\n"
+      "   <-  x  f32[N,4] plain  input 0         stride 4,1\n");
+}
+
+/* --- long graphs ----------------------------------------------------------------------------------- */
+
+enum { CHAIN = 100000, SMALL_STACK = 256 * 1024 };
+
+typedef struct ChainResult {
+  const char *failure;
+  double seconds;
+} ChainResult;
+
+/* Processor time: a busy machine must not fail the test. */
+static double now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static void *run_chain(void *argument) {
+  ChainResult *result = argument;
+  const double begin = now();
+  Arena *arena = arena_create(NULL);
+  Diag *diag = diag_create(arena);
+  Graph *graph = graph_create(arena, "chain"), *parsed = NULL;
+  Node *node = graph_add_input(graph, "x", DTYPE_F32, shape_of(2, (const int64_t[]){DIM_BATCH, 4}));
+  Node *const input = node;
+  for (int i = 0; i < CHAIN; i++) {
+    node = graph_add(graph, i % 2 ? OP_IDENTITY : OP_RELU, arena_format(arena, "v%d", i), &node, 1);
+    graph_add(graph, OP_TANH, NULL, &node, 1);
+  }
+  graph_add_output(graph, "y", node);
+  Text text, again;
+  text_init(&text, arena);
+  text_init(&again, arena);
+  if (!graph_infer(graph, diag)) result->failure = "infer";
+  if (!graph_verify(graph, "test", diag)) result->failure = "verify";
+  graph_remove_dead(graph);
+  if (graph->node_count != CHAIN + 1) result->failure = "remove_dead";
+  graph_print(&text, graph);
+  if (!graph_parse("chain.ir", text.data, text.size, arena, diag, &parsed)) {
+    result->failure = "parse";
+  } else {
+    graph_print(&again, parsed);
+    if (strcmp(text.data, again.data) != 0) result->failure = "round trip";
+  }
+  Graph *clone = graph_clone(graph, arena);
+  if (!graph_verify(clone, "clone", diag)) result->failure = "clone";
+  /* The longest chain of replacements there can be. */
+  Node **replacement = arena_array(arena, clone->next_id, Node *);
+  for (size_t i = 1; i < clone->node_count; i++) replacement[clone->nodes[i]->id] = clone->nodes[i]->inputs[0];
+  graph_install(clone, clone->nodes, clone->node_count, replacement);
+  graph_remove_dead(clone);
+  if (clone->node_count != 1 || clone->outputs[0].node->id != input->id) result->failure = "install";
+  arena_destroy(arena);
+  result->seconds = now() - begin;
+  return NULL;
+}
+
+static void test_long_chain(void **state) {
+  (void)state;
+  pthread_attr_t attributes;
+  pthread_t thread;
+  ChainResult result = {0};
+  assert_int_equal(pthread_attr_init(&attributes), 0);
+  assert_int_equal(pthread_attr_setstacksize(&attributes, SMALL_STACK), 0);
+  assert_int_equal(pthread_create(&thread, &attributes, run_chain, &result), 0);
+  assert_int_equal(pthread_join(thread, NULL), 0);
+  pthread_attr_destroy(&attributes);
+  if (result.failure) fail_msg("%s failed", result.failure);
+  if (result.seconds > 2) fail_msg("a chain of %d nodes took %.2f s", CHAIN, result.seconds);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      fixture_test(test_round_trip),
+      fixture_test(test_all_attributes_shown),
+      fixture_test(test_types_may_be_left_out),
+      fixture_test(test_bad_texts),
+      fixture_test(test_damaged_texts),
+      fixture_test(test_attributes),
+      fixture_test(test_op_names),
+      fixture_test(test_verifier),
+      fixture_test(test_infer_goes_on),
+      fixture_test(test_input_shape),
+      fixture_test(test_replace),
+      fixture_test(test_install_and_remove_dead),
+      fixture_test(test_uses_and_prepared),
+      fixture_test(test_clone),
+      fixture_test(test_dot),
+      fixture_test(test_plan_table),
+      fixture_test(test_long_chain),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
