@@ -1,1 +1,235 @@
-#include "passes.h"
+/* Winograd's algorithm for 3×3 convolutions with stride 1.
+ *
+ *   %1 = convert %w : f32[64,64,3,3] oihw32o;  %y = conv2d %x, %1, … choice direct
+ *     → %1 = convert %w : f32[64,64,3,3] wino43o32;  %y = conv2d %x, %1, … choice winograd43
+ *   images of few tiles at a small batch also transform their input in a step of its own, so that threads can divide
+ *   the filters:  %2 = convert %x : f32[N,256,14,14] tiles43c16;  %y = conv2d %2, %1, …
+ *
+ * F(4×4,3×3) does a quarter of the multiplications of direct convolution, F(2×2,3×3) four ninths, but the filters
+ * grow by 4 and 16/9: where an image has few tiles, reading them is what takes the time. The cost model counts cycles
+ * for an image at the largest batch: multiply-adds or the reading of filters, whichever is longer, since the kernels
+ * prefetch; and the transforms.
+ *
+ * Errors against direct convolution were measured: F(2×2,3×3) stays within its bound, F(4×4,3×3) within six times
+ * of it. `strict` therefore allows neither. */
+#include "select_winograd.h"
+
+#include <math.h>
+
+#include "base/checked.h"
+#include "rewrite.h"
+#include "winograd.h"
+
+/* Cycles that no one has to know exactly: what common cores do. */
+static const double multiply_adds_per_cycle = 2; /* of vectors */
+static const double bytes_per_cycle = 8;         /* from beyond the second-level cache, prefetched */
+static const double latency = 8;                 /* multiply-adds in flight that keep the units busy */
+static const double least_gain = 0.9;            /* of direct's cost; the model is not better than that */
+
+enum { FALLBACK_LANES = 16, FALLBACK_REGISTERS = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 3, ROWS_MAX = 28 };
+
+/* How a convolution would be done. */
+typedef struct WinogradPlan {
+  int32_t outputs;       /* m */
+  int32_t panel_vectors; /* vectors of filters in a panel */
+  int32_t block_tiles;   /* tiles of a register block */
+  int32_t group_tiles;   /* tiles that share a pass over the filters */
+  bool split;            /* the input's transform is a step of its own */
+  double cost;           /* cycles an image */
+} WinogradPlan;
+
+typedef struct Machine {
+  int32_t lanes, registers;
+  bool fma;
+  double cache; /* second level, bytes */
+} Machine;
+
+static Machine describe_machine(const Target *target) {
+  if (target == NULL) return (Machine){FALLBACK_LANES, FALLBACK_REGISTERS, true, FALLBACK_CACHE};
+  return (Machine){target->vector_lanes, target->vector_registers, target->fma,
+                   target->l2_bytes > 0 ? (double)target->l2_bytes : FALLBACK_CACHE};
+}
+
+/* Two vectors a panel, or three or one where no other division of the output channels fits exactly. */
+static int32_t choose_panel(int64_t vectors) {
+  if (vectors % 2 == 0) return 2;
+  if (vectors % 3 == 0) return 3;
+  return vectors == 1 ? 1 : 2;
+}
+
+/* Accumulators, a panel's vectors and a broadcast number fill the registers. Of nearly equal sizes the one is taken
+ * that gives an even number of blocks, for the sake of two threads. */
+static int32_t choose_block(const Machine *machine, int32_t vectors, int64_t tiles) {
+  int32_t most = (machine->registers - vectors - (machine->fma ? 1 : 2)) / vectors;
+  if (most > ROWS_MAX) most = ROWS_MAX;
+  if (most < 1) most = 1;
+  if (tiles <= most) return (int32_t)tiles;
+  for (int32_t size = most; size > 1 && size > most - 3; size--)
+    if (ceil_div(tiles, size) % 2 == 0) return size;
+  return most;
+}
+
+/* Tiles whose transformed numbers leave half of the cache to the filters. When all filters fit there too, there is no
+ * need to share a pass over them. */
+static int64_t choose_group(const Machine *machine, const WinogradPlan *plan, double positions, int64_t channels,
+                            int64_t all_tiles, double filter_bytes) {
+  if (filter_bytes < machine->cache / 2 && all_tiles > plan->block_tiles) return plan->block_tiles;
+  double tile_bytes = positions * 4 * (double)(channels + plan->panel_vectors * machine->lanes);
+  double tiles = machine->cache * 0.6 / tile_bytes;
+  if (tiles > (double)all_tiles) return all_tiles;
+  return tiles < plan->block_tiles ? plan->block_tiles : (int64_t)tiles;
+}
+
+static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machine *machine, int64_t batch) {
+  const Node *input = node->inputs[0];
+  int64_t channels = round_up(input->shape.dims[1], machine->lanes), filters = node->shape.dims[1];
+  WinogradGrid grid = winograd_grid(outputs, input->shape.dims[2], input->shape.dims[3], node->attrs.padding.values);
+  int64_t tiles = grid.rows * grid.columns, vectors = ceil_div(filters, machine->lanes);
+  double positions = (outputs + WINOGRAD_TAPS - 1) * (outputs + WINOGRAD_TAPS - 1);
+  WinogradPlan plan = {.outputs = outputs, .panel_vectors = choose_panel(vectors)};
+  int64_t padded = round_up(vectors, plan.panel_vectors);
+  plan.block_tiles = choose_block(machine, plan.panel_vectors, tiles);
+  double filter_bytes = positions * 4 * (double)channels * (double)(padded * machine->lanes);
+  double image_tiles = (double)tiles, images = (double)batch;
+  plan.split = tiles * batch <= SPLIT_BLOCKS * plan.block_tiles && padded / plan.panel_vectors > 1;
+  plan.group_tiles = (int32_t)choose_group(machine, &plan, positions, channels, tiles * batch, filter_bytes);
+
+  double multiply = positions * image_tiles * (double)input->shape.dims[1] * (double)padded / multiply_adds_per_cycle;
+  double parallel = plan.block_tiles * plan.panel_vectors;
+  if (parallel < latency) multiply *= latency / parallel;
+  double passes = fmax(image_tiles / plan.group_tiles, 1 / images);
+  double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes * passes / bytes_per_cycle;
+  /* loads, stores and arithmetic of the transforms of a vector, as measured */
+  double input_vector = outputs == 2 ? 40 : 130, output_vector = outputs == 2 ? 25 : 90;
+  double transforms = image_tiles * (input_vector * (double)(channels / machine->lanes) + output_vector * (double)vectors);
+  plan.cost = fmax(multiply, reading) + transforms;
+  return plan;
+}
+
+static double direct_cost(const Node *node, const Machine *machine, int64_t batch) {
+  const int64_t *out = node->shape.dims;
+  double channels = (double)node->inputs[0]->shape.dims[1];
+  double vectors = (double)ceil_div(out[1], machine->lanes), taps = WINOGRAD_TAPS * WINOGRAD_TAPS;
+  double multiply = taps * (double)(out[2] * out[3]) * channels * vectors / multiply_adds_per_cycle;
+  double filter_bytes = taps * channels * vectors * machine->lanes * 4;
+  double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes / ((double)batch * bytes_per_cycle);
+  return fmax(multiply, reading);
+}
+
+/* 3×3, stride 1, all channels blocked, and filters that the prepare phase can transform. */
+static bool takes_winograd(const Node *node, const Machine *machine, const bool *prepared) {
+  if (node->op != OP_CONV2D || node->choice.algorithm != ALGORITHM_DIRECT) return false;
+  const Node *input = node->inputs[0], *filter = node->inputs[1];
+  const Attrs *attrs = &node->attrs;
+  for (int d = 0; d < 2; d++)
+    if (filter->shape.dims[2 + d] != WINOGRAD_TAPS || attrs->stride.values[d] != 1 || attrs->dilation.values[d] != 1)
+      return false;
+  if (attrs->groups != 1 || node->layout.kind != LAYOUT_CHANNEL_BLOCK || node->layout.block != machine->lanes) return false;
+  if (!layout_equal(input->layout, node->layout) || input->shape.dims[1] < machine->lanes) return false;
+  for (int32_t d = 1; d < 4; d++)
+    if (node->shape.dims[d] < 1) return false;
+  if (filter->op != OP_CONVERT || !prepared[filter->id] || filter->inputs[0]->layout.kind != LAYOUT_PLAIN) return false;
+  int64_t elements, bound = (int64_t)1 << 40; /* so that nothing below overflows */
+  return shape_elements(&node->shape, 1, &elements) && elements < bound &&
+         shape_elements(&filter->shape, 1, &elements) && elements < bound &&
+         shape_elements(&input->shape, 1, &elements) && elements < bound;
+}
+
+static void decide(Graph *graph, Node *node, const WinogradPlan *plan, double direct, bool chosen) {
+  Arena *arena = graph->arena;
+  const char *name = plan->outputs == 2 ? "Winograd F(2x2,3x3)" : "Winograd F(4x4,3x3)";
+  const char *bound = plan->outputs == 2 ? "8" : "48";
+  const char *chosen_text = "direct", *reason = "The gain is too small.";
+  if (chosen) {
+    chosen_text = arena_format(arena, "%s, register blocks of %d tiles by %d vectors, %d tiles a pass%s", name,
+                               (int)plan->block_tiles, (int)plan->panel_vectors, (int)plan->group_tiles,
+                               plan->split ? ", input transformed in a step of its own" : "");
+    reason = arena_format(arena,
+                          "Error of an output is at most %s u sum|a||b|, u = 2^-24 (direct: 8)%s; "
+                          "--precision strict excludes it.",
+                          bound, plan->outputs == 2 ? "" : ", relative L2 error at most 1e-5");
+  }
+  node_decide(graph, node, "select", chosen_text, chosen ? "direct" : name, reason);
+  Decision *decision = node->decisions;
+  while (decision->next) decision = decision->next;
+  decision->cost = rint(chosen ? plan->cost : direct);
+  decision->rejected_cost = rint(chosen ? direct : plan->cost);
+  decision->unit = "cycles an image";
+}
+
+static bool apply(Rewrite *rewrite, Node *node, const WinogradPlan *plan, bool filter_shared) {
+  int32_t lanes = node->layout.block;
+  Node *filter = node->inputs[1];
+  if (filter_shared) filter = rewrite_make(rewrite, OP_CONVERT, NULL, &filter->inputs[0], 1, node);
+  if (!filter) return false;
+  filter->layout = winograd_filter_layout(plan->outputs, plan->panel_vectors * lanes);
+  node->inputs[1] = filter;
+  if (plan->split) {
+    Node *tiles = rewrite_make(rewrite, OP_CONVERT, NULL, &node->inputs[0], 1, node);
+    if (!tiles) return false;
+    tiles->layout = winograd_tiles_layout(plan->outputs, lanes);
+    node->inputs[0] = tiles;
+  }
+  node->choice = (KernelChoice){.algorithm = plan->outputs == 2 ? ALGORITHM_WINOGRAD23 : ALGORITHM_WINOGRAD43,
+                                .tile_pixels = plan->block_tiles,
+                                .tile_blocks = plan->panel_vectors,
+                                .row_chunk = plan->group_tiles};
+  return true;
+}
+
+typedef struct WinogradState {
+  Rewrite rewrite;
+  Machine machine;
+  const bool *prepared;
+  const uint32_t *uses;
+} WinogradState;
+
+static void state_init(WinogradState *state, Graph *graph, const PassOptions *options, Diag *diag) {
+  state->machine = describe_machine(options->target);
+  state->prepared = mark_prepare_phase(graph, options->scratch);
+  state->uses = graph_count_uses(graph, options->scratch);
+  rewrite_init(&state->rewrite, graph, options->scratch, diag);
+}
+
+static int64_t largest_batch(const Graph *graph, const Node *node) {
+  return node->shape.dims[0] > 0 ? node->shape.dims[0] : graph->max_batch > 1 ? graph->max_batch : 1;
+}
+
+bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag) {
+  if (options->precision == PRECISION_STRICT) return true;
+  WinogradState state;
+  state_init(&state, graph, options, diag);
+  for (size_t i = 0; i < graph->node_count; i++) {
+    Node *node = graph->nodes[i];
+    if (takes_winograd(node, &state.machine, state.prepared)) {
+      int64_t batch = largest_batch(graph, node);
+      WinogradPlan small = plan_winograd(node, 2, &state.machine, batch);
+      WinogradPlan large = plan_winograd(node, 4, &state.machine, batch);
+      const WinogradPlan *plan = large.cost < small.cost ? &large : &small;
+      double direct = direct_cost(node, &state.machine, batch);
+      bool chosen = plan->cost < least_gain * direct;
+      decide(graph, node, plan, direct, chosen);
+      if (chosen && !apply(&state.rewrite, node, plan, state.uses[node->inputs[1]->id] > 1)) return false;
+    }
+    rewrite_append(&state.rewrite, node);
+  }
+  rewrite_finish(&state.rewrite);
+  return true;
+}
+
+bool select_winograd_always(Graph *graph, const PassOptions *options, int32_t outputs, WinogradSplit split,
+                            Diag *diag) {
+  WinogradState state;
+  state_init(&state, graph, options, diag);
+  for (size_t i = 0; i < graph->node_count; i++) {
+    Node *node = graph->nodes[i];
+    if (takes_winograd(node, &state.machine, state.prepared)) {
+      WinogradPlan plan = plan_winograd(node, outputs, &state.machine, largest_batch(graph, node));
+      if (split != WINOGRAD_SPLIT_AS_PLANNED) plan.split = split == WINOGRAD_SPLIT_ALWAYS;
+      if (!apply(&state.rewrite, node, &plan, state.uses[node->inputs[1]->id] > 1)) return false;
+    }
+    rewrite_append(&state.rewrite, node);
+  }
+  rewrite_finish(&state.rewrite);
+  return true;
+}

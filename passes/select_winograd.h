@@ -8,4 +8,10 @@
  * algorithm costs less and the precision allows its error. */
 bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag);
 
+typedef enum WinogradSplit { WINOGRAD_SPLIT_AS_PLANNED, WINOGRAD_SPLIT_ALWAYS, WINOGRAD_SPLIT_NEVER } WinogradSplit;
+
+/* The same for every convolution that can be computed so, whatever it costs: F(outputs×outputs,3×3), outputs 2 or 4.
+ * For tests and measurements, after a `select` with strict precision. */
+bool select_winograd_always(Graph *graph, const PassOptions *options, int32_t outputs, WinogradSplit split, Diag *diag);
+
 #endif

@@ -10,7 +10,9 @@
 
 #include "base/file.h"
 #include "codegen.h"
+#include "description.h"
 #include "hand_plan.h"
+#include "passes.h"
 #include "support.h"
 #include "texts.h"
 
@@ -254,6 +256,7 @@ static void test_describe(void **state) {
   const kiln_step *a = &program->run_steps[1], *b = &program->run_steps[2];
   assert_string_equal(b->name, "layer.b");
   assert_string_equal(b->kind, "mul");
+  assert_string_equal(program->metadata, "");
   assert_true(a->kernel == b->kernel);
   assert_int_equal(b->operand_count, 3);
   assert_int_equal(b->operands[0].space, KILN_SPACE_WORKSPACE);
@@ -585,6 +588,38 @@ static void test_stack_frames(void **state) {
   assert_true(largest_frame(text.data) <= 16384);
 }
 
+/* The kernels of whole networks: their frames are small, and they call nothing. */
+static void test_networks(void **state) {
+  Fixture *fixture = *state;
+  static const char *const names[] = {"simple_cnn10_bn", "mobilenet_v2", "resnet34_pets"};
+  static const char *const isas[] = {"x86-64-v2", "x86-64-v4"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    for (size_t t = 0; t < sizeof isas / sizeof *isas; t++) {
+      const ImportOptions import = {0};
+      const char *path = arena_format(fixture->arena, KILN_SOURCE_DIR "/examples/%s.json", names[i]);
+      Graph *graph;
+      Plan *plan;
+      Target target = target_of(fixture, isas[t], "x86_64-linux-gnu");
+      Arena *scratch = arena_create(NULL);
+      const PassOptions options = {.target = &target, .scratch = scratch};
+      const PipelineOptions pipeline = {0};
+      Text text;
+      text_init(&text, fixture->arena);
+      if (!description_read(path, &import, fixture->arena, fixture->diag, &graph) ||
+          !pipeline_run(graph, &options, &pipeline, fixture->diag, &plan) ||
+          !cpu_print(plan, NULL, true, fixture->arena, fixture->diag, &text))
+        fail_msg("%s", diag_text(fixture->diag, fixture->arena));
+      arena_destroy(scratch);
+      if (largest_frame(text.data) > 16384) fail_msg("%s: a frame of %ld bytes", names[i], largest_frame(text.data));
+      char *tables = strstr(text.data, "# tables and entry points");
+      assert_non_null(tables);
+      *tables = '\0';
+      const char *call = strstr(text.data, "\tcall");
+      if (call != NULL) fail_msg("%s for %s: %.40s", names[i], isas[t], call);
+    }
+  }
+}
+
 static void test_print_ir(void **state) {
   Fixture *fixture = *state;
   Target target = target_of(fixture, "aarch64", NULL);
@@ -663,6 +698,58 @@ static void test_refused_by_older_processor(void **state) {
     status = shell(arena_format(fixture->arena, "qemu-x86_64 -cpu core2duo '%s' '%s' 2>/dev/null", host, path));
     assert_int_equal(status, KILN_ERROR_CPU);
   }
+}
+
+/* A freestanding host, because no C library for the machine is at hand. */
+static void test_runs_on_emulated_aarch64(void **state) {
+  Fixture *fixture = *state;
+  if (shell("command -v qemu-aarch64 >/dev/null && command -v clang-19 >/dev/null") != 0) {
+    print_message("no qemu-aarch64 or clang-19: skipped\n");
+    skip();
+  }
+  Target target = target_of(fixture, NULL, "aarch64-linux-gnu");
+  Plan *plan = small_plan(fixture, "net", &target);
+  CpuObjects objects = compiled(fixture, plan, NULL);
+  assert_true(link_objects(&target, objects.objects, objects.count, NULL, true, fixture_path(fixture, "net.o"),
+                           fixture->arena, fixture->diag));
+  Text header;
+  text_init(&header, fixture->arena);
+  header_print(&header, plan, &objects, WEIGHTS_CALLER, 0);
+  write_file(fixture_path(fixture, "net.h"), header.data);
+  /* y = x * w^4 + exp(w^2) with w = -1 */
+  write_file(fixture_path(fixture, "host.c"),
+             "#include \"net.h\"\n"
+             "static _Alignas(64) char prepared[NET_PREPARED_SIZE], memory[NET_WORKSPACE_SIZE(2, 1) + 4096];\n"
+             "static float w[NET_X_ELEMENTS], x[2 * NET_X_ELEMENTS], y[2 * NET_X_ELEMENTS], hook[2 * NET_X_ELEMENTS];\n"
+             "static int host(void) {\n"
+             "  for (int i = 0; i < NET_X_ELEMENTS; i++) w[i] = -1;\n"
+             "  for (int i = 0; i < 2 * NET_X_ELEMENTS; i++) x[i] = (float)(i - 30);\n"
+             "  kiln_weights weights;\n"
+             "  net_parameters parameters;\n"
+             "  parameters.weight = w;\n"
+             "  int status = net_weights_prepare(&weights, &parameters, prepared, memory, 0);\n"
+             "  static net_io io;\n"
+             "  io.head.batch = 2, io.x = x, io.y = y, io.hook_a = hook;\n"
+             "  if (status == KILN_OK) status = net_run(&weights, memory, &io);\n"
+             "  for (int i = 0; i < 2 * NET_X_ELEMENTS; i++) {\n"
+             "    float error = y[i] - (x[i] + 2.7182818f);\n"
+             "    if (error > 1e-5f || error < -1e-5f) return 50;\n"
+             "    if (hook[i] != (x[i] > 0 ? x[i] : 0)) return 51;\n"
+             "  }\n"
+             "  return status;\n"
+             "}\n"
+             "void _start(void) {\n"
+             "  register long status __asm__(\"x0\") = host();\n"
+             "  register long call __asm__(\"x8\") = 93;\n"
+             "  __asm__ volatile(\"svc 0\" : : \"r\"(status), \"r\"(call));\n"
+             "}\n");
+  int status =
+      shell(arena_format(fixture->arena,
+                         "cd '%s' && clang-19 --target=aarch64-linux-gnu -ffreestanding -fno-builtin -nostdlib "
+                         "-static -fuse-ld=lld -o host host.c net.o",
+                         fixture->folder));
+  assert_int_equal(status, 0);
+  assert_int_equal(shell(arena_format(fixture->arena, "qemu-aarch64 '%s/host'", fixture->folder)), KILN_OK);
 }
 
 static void test_targets(void **state) {
@@ -823,9 +910,11 @@ int main(void) {
       fixture_test(test_weights_file),
       fixture_test(test_no_calls),
       fixture_test(test_stack_frames),
+      fixture_test(test_networks),
       fixture_test(test_print_ir),
       fixture_test(test_cross_library),
       fixture_test(test_refused_by_older_processor),
+      fixture_test(test_runs_on_emulated_aarch64),
       fixture_test(test_targets),
       fixture_test(test_hostile_names),
       fixture_test(test_headers),

@@ -1,1 +1,431 @@
-#include "emit.h"
+/* Winograd convolution: F(2×2,3×3) and F(4×4,3×3), stride 1, channel-blocked; see ir/winograd.h for the terms.
+ *
+ * Operands: the output [N][K/b][H][W][b]; transformed filters U [K/f][A·A][C][f] with f = b·T; and either the image, or
+ * its transformed tiles V [N][A·A][tile][C].
+ *
+ * Tiles of an image, in row-major order, are divided into register blocks of at most P tiles, of sizes that differ by
+ * at most one. For each panel of f filters and each position ξ of the A × A ones, a register block is a matrix
+ * product M[ξ] = V[ξ]·U[ξ] of P × C by C × f numbers, held in P·T accumulators: one step takes T vectors of U and P
+ * broadcast scalars of V. As soon as a panel's M is complete, it is transformed back, with bias and epilogue. U thus
+ * streams once through the cache for a group of register blocks; while one position is worked on, the next
+ * one is fetched, spread evenly over all steps.
+ *
+ * Two divisions of the work:
+ *   image operand   an item is a register block. A call takes as many items at once as a group holds, transforms their
+ *                   tiles into its scratch memory, and does all panels.
+ *   tiles operand   an item is a panel of one image: threads share V, and each reads only its part of U. For images of
+ *                   few tiles.
+ *
+ * An output depends on its own tile only, and every sum runs over the channels in order, so that results do not depend
+ * on how items are divided or grouped. */
+#include "base/checked.h"
+#include "winograd_transform.h"
+
+enum { CHANNEL_UNROLL = 4, MAX_BLOCK_VECTORS = 16, LINE_BYTES = 64 };
+
+typedef struct Winograd {
+  Emit *emit;
+  const PlanKernel *kernel;
+  ConvShape shape;
+  const PlanTensor *input, *filter, *output, *bias;
+  int32_t outputs, positions; /* m, A·A */
+  int32_t lanes;              /* b */
+  WinogradGrid grid;
+  int64_t tiles;          /* of an image */
+  int64_t blocks;         /* register blocks of an image */
+  int64_t base, larger;   /* tiles of a block; the first `larger` blocks have one more */
+  int64_t group_blocks;   /* register blocks that share a pass over U */
+  int64_t panel_vectors;  /* T */
+  int64_t filter_vectors; /* vectors of output channels */
+  int64_t panels;
+  int64_t row;      /* elements of V from tile to tile */
+  int64_t v_plane, m_plane;
+  int64_t prefetch; /* elements of the next U that a step over CHANNEL_UNROLL channels fetches */
+  Value next;       /* variable: their address */
+  /* of the current group */
+  Value v, m;   /* addresses of its first tile's numbers */
+  Value origin; /* number of that tile, counted through all images */
+} Winograd;
+
+/* A register block: where its tiles stand. */
+typedef struct TileBlock {
+  Value image, number; /* number: within the image */
+  Value first, count;  /* tiles of the image */
+  Value row;           /* of V and M: of the first tile */
+} TileBlock;
+
+static TileBlock tile_block(const Winograd *winograd, Value item) {
+  Emit *emit = winograd->emit;
+  TileBlock block;
+  Value digit[2];
+  emit_split(emit, item, 2, (int64_t[]){1, winograd->blocks}, digit);
+  block.image = digit[0];
+  block.number = digit[1];
+  block.first = emit_mul_int(emit, block.number, winograd->base);
+  block.count = emit_int(emit, winograd->base);
+  if (winograd->larger > 0) {
+    Value larger = emit_int(emit, winograd->larger);
+    block.first = emit_add(emit, block.first, emit_min(emit, block.number, larger));
+    block.count = emit_select(emit, emit_less(emit, block.number, larger), emit_int(emit, winograd->base + 1),
+                              block.count);
+  }
+  Value first = emit_add(emit, emit_mul_int(emit, block.image, winograd->tiles), block.first);
+  block.row = emit_sub(emit, first, winograd->origin);
+  return block;
+}
+
+static int64_t largest_block(const Winograd *winograd) { return winograd->base + (winograd->larger > 0); }
+
+/* --- input ------------------------------------------------------------------------------------------- */
+
+static void transform_block(const Winograd *winograd, const TileBlock *block) {
+  Emit *emit = winograd->emit;
+  const Storage *in = &winograd->input->storage;
+  EmitLoop tile = emit_loop_begin(emit, emit_int(emit, 0), block->count, 1, "input_tile");
+  Value digit[2];
+  emit_split(emit, emit_add(emit, block->first, tile.index), 2, (int64_t[]){1, winograd->grid.columns}, digit);
+  Value corner = emit_add(emit, emit_mul_int(emit, digit[0], winograd->outputs * in->stride[2]),
+                          emit_mul_int(emit, digit[1], winograd->outputs * in->stride[3]));
+  corner = emit_add(emit, corner, emit_mul_int(emit, block->image, in->stride[0]));
+  corner = emit_add_int(emit, corner, in->origin - winograd->shape.pad_top * in->stride[2] -
+                                          winograd->shape.pad_left * in->stride[3]);
+  Value place = emit_mul_int(emit, emit_add(emit, block->row, tile.index), winograd->row);
+  EmitLoop channel = emit_loop_count(emit, winograd->row / winograd->lanes, 1, "input_block");
+  Value input = emit_add(emit, corner, emit_mul_int(emit, channel.index, in->stride[1]));
+  Value output = emit_add(emit, place, emit_mul_int(emit, channel.index, winograd->lanes));
+  winograd_input_tile(emit, winograd->outputs, winograd->input, emit_address(emit, emit->inputs[0], input),
+                      emit_address(emit, winograd->v, output), winograd->v_plane);
+  emit_loop_end(emit, &channel);
+  emit_loop_end(emit, &tile);
+}
+
+/* --- products ---------------------------------------------------------------------------------------- */
+
+static void prefetch_step(const Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  Value address = emit_get(emit, emit->pointer, winograd->next);
+  for (int64_t at = 0; at < winograd->prefetch; at += LINE_BYTES / (int64_t)sizeof(float))
+    emit_prefetch_line(emit, address, emit_int(emit, at), false);
+  emit_set(emit, winograd->next, emit_address(emit, address, emit_int(emit, winograd->prefetch)));
+}
+
+/* Multiply-adds of `count` channels for `rows` tiles; `sums` are variables [row][vector]. */
+static void product_channels(const Winograd *winograd, int64_t rows, Value *sums, Value tiles, Value filters,
+                             int64_t count) {
+  Emit *emit = winograd->emit;
+  int32_t lanes = winograd->lanes;
+  LLVMTypeRef vector = emit_float_type(emit, lanes);
+  for (int64_t c = 0; c < count; c++) {
+    Value weights[MAX_BLOCK_VECTORS];
+    for (int64_t k = 0; k < winograd->panel_vectors; k++)
+      weights[k] =
+          emit_load(emit, filters, emit_int(emit, (c * winograd->panel_vectors + k) * lanes), lanes);
+    for (int64_t row = 0; row < rows; row++) {
+      Value number = emit_splat(emit, emit_load(emit, tiles, emit_int(emit, row * winograd->row + c), 1), lanes);
+      for (int64_t k = 0; k < winograd->panel_vectors; k++) {
+        Value sum = sums[row * winograd->panel_vectors + k];
+        emit_set(emit, sum, emit_fma(emit, number, weights[k], emit_get(emit, vector, sum)));
+      }
+    }
+  }
+}
+
+/* `rows` tiles from row `first` of V and M on; the addresses are of a position's plane of V and M and panel of U. */
+static void product_block(const Winograd *winograd, int64_t rows, Value first, Value tiles, Value filters,
+                          Value products) {
+  Emit *emit = winograd->emit;
+  int64_t vectors = winograd->panel_vectors, channels = winograd->shape.channels;
+  int64_t width = vectors * winograd->lanes, looped = channels / CHANNEL_UNROLL * CHANNEL_UNROLL;
+  LLVMTypeRef vector = emit_float_type(emit, winograd->lanes);
+  Value *sums = arena_array(emit->arena, (size_t)(rows * vectors), Value);
+  for (int64_t i = 0; i < rows * vectors; i++) {
+    sums[i] = emit_variable(emit, vector, "sum");
+    emit_set(emit, sums[i], emit_float(emit, winograd->lanes, 0));
+  }
+  tiles = emit_address(emit, tiles, emit_mul_int(emit, first, winograd->row));
+  if (looped > 0) {
+    EmitLoop channel = emit_loop_count(emit, looped, CHANNEL_UNROLL, "channel");
+    prefetch_step(winograd);
+    product_channels(winograd, rows, sums, emit_address(emit, tiles, channel.index),
+                     emit_address(emit, filters, emit_mul_int(emit, channel.index, width)), CHANNEL_UNROLL);
+    emit_loop_end(emit, &channel);
+  }
+  if (looped < channels)
+    product_channels(winograd, rows, sums, emit_address(emit, tiles, emit_int(emit, looped)),
+                     emit_address(emit, filters, emit_int(emit, looped * width)), channels - looped);
+  products = emit_address(emit, products, emit_mul_int(emit, first, width));
+  for (int64_t i = 0; i < rows * vectors; i++)
+    emit_store(emit, products, emit_int(emit, i * winograd->lanes), emit_get(emit, vector, sums[i]));
+}
+
+/* Register blocks [0, count) from `item` on. Images of few tiles: those of several images fill the registers. */
+static void product_blocks(const Winograd *winograd, Value item, Value count, Value tiles, Value filters,
+                           Value products) {
+  Emit *emit = winograd->emit;
+  Value done = emit_int(emit, 0);
+  int64_t images = winograd->blocks == 1 ? winograd->kernel->choice.tile_pixels / winograd->tiles : 1;
+  if (images > winograd->group_blocks) images = winograd->group_blocks;
+  if (images > 1) {
+    done = emit_mul_int(emit, emit_div_int(emit, count, images), images);
+    EmitLoop several = emit_loop_begin(emit, emit_int(emit, 0), done, images, "images");
+    TileBlock block = tile_block(winograd, emit_add(emit, item, several.index));
+    product_block(winograd, images * winograd->tiles, block.row, tiles, filters, products);
+    emit_loop_end(emit, &several);
+  }
+  EmitLoop single = emit_loop_begin(emit, done, count, 1, "block");
+  TileBlock block = tile_block(winograd, emit_add(emit, item, single.index));
+  if (winograd->larger == 0) {
+    product_block(winograd, winograd->base, block.row, tiles, filters, products);
+  } else {
+    EmitIf larger = emit_if(emit, emit_less(emit, block.number, emit_int(emit, winograd->larger)), "larger");
+    product_block(winograd, winograd->base + 1, block.row, tiles, filters, products);
+    emit_else(emit, &larger);
+    product_block(winograd, winograd->base, block.row, tiles, filters, products);
+    emit_end_if(emit, &larger);
+  }
+  emit_loop_end(emit, &single);
+}
+
+/* --- output ------------------------------------------------------------------------------------------ */
+
+/* One tile of one vector of output channels, at row y and column x. */
+typedef struct OutputTile {
+  const Winograd *winograd;
+  Value index[4];   /* image, vector of channels, y, x */
+  Value *operands;  /* addresses of the epilogue's operands that lie like the output, by input; NULL: others */
+  int64_t row, column; /* of the tile: the number at hand */
+} OutputTile;
+
+static bool lies_like_output(const Winograd *winograd, const PlanTensor *operand) {
+  const PlanTensor *output = winograd->output;
+  return shape_equal(&operand->shape, &output->shape) && layout_equal(operand->layout, output->layout);
+}
+
+static Value load_operand(Emit *emit, void *context, int32_t input) {
+  const OutputTile *tile = context;
+  const PlanTensor *operand = &emit->kernel->inputs[input];
+  const int64_t *stride = operand->storage.stride;
+  if (tile->operands[input] != NULL)
+    return emit_load(emit, tile->operands[input], emit_int(emit, tile->row * stride[2] + tile->column * stride[3]),
+                     tile->winograd->lanes);
+  const Value index[4] = {tile->index[0], tile->index[1], emit_add_int(emit, tile->index[2], tile->row),
+                          emit_add_int(emit, tile->index[3], tile->column)};
+  return emit_load_broadcast(emit, operand, emit->inputs[input], tile->winograd->output, index, tile->winograd->lanes);
+}
+
+/* The first `columns` numbers of a row of the tile. */
+static void store_row(OutputTile *tile, Value base, const Value *values, int64_t columns) {
+  Emit *emit = tile->winograd->emit;
+  const int64_t *stride = tile->winograd->output->storage.stride;
+  for (tile->column = 0; tile->column < columns; tile->column++) {
+    Value value = emit_epilogue_with(emit, values[tile->column], tile->winograd->lanes, load_operand, tile);
+    emit_store(emit, base, emit_int(emit, tile->row * stride[2] + tile->column * stride[3]), value);
+  }
+}
+
+/* The last tiles of rows and columns may reach beyond the output. */
+static void store_tile(OutputTile *tile, Value tile_row, Value tile_column, const Value *values) {
+  const Winograd *winograd = tile->winograd;
+  Emit *emit = winograd->emit;
+  int32_t outputs = winograd->outputs;
+  int64_t last_rows = winograd->shape.out_height - (winograd->grid.rows - 1) * outputs;
+  int64_t last_columns = winograd->shape.out_width - (winograd->grid.columns - 1) * outputs;
+  Value base = emit_address(emit, emit->output, emit_offset(emit, winograd->output, tile->index));
+  tile->operands = arena_array(emit->arena, (size_t)winograd->kernel->input_count, Value);
+  for (int32_t i = winograd->kernel->op_input_count; i < winograd->kernel->input_count; i++) {
+    const PlanTensor *operand = &winograd->kernel->inputs[i];
+    if (lies_like_output(winograd, operand))
+      tile->operands[i] = emit_address(emit, emit->inputs[i], emit_offset(emit, operand, tile->index));
+  }
+  Value inner_row = emit_less(emit, tile_row, emit_int(emit, winograd->grid.rows - 1));
+  Value inner_column = emit_less(emit, tile_column, emit_int(emit, winograd->grid.columns - 1));
+  for (tile->row = 0; tile->row < outputs; tile->row++) {
+    EmitIf exists = {NULL, NULL}, whole = {NULL, NULL};
+    if (tile->row >= last_rows) exists = emit_if(emit, inner_row, "row_exists");
+    if (last_columns < outputs) whole = emit_if(emit, inner_column, "whole_row");
+    store_row(tile, base, &values[tile->row * outputs], outputs);
+    if (last_columns < outputs) {
+      emit_else(emit, &whole);
+      store_row(tile, base, &values[tile->row * outputs], last_columns);
+      emit_end_if(emit, &whole);
+    }
+    if (tile->row >= last_rows) emit_end_if(emit, &exists);
+  }
+}
+
+/* The tiles of a register block, for the panel's vectors of channels. */
+static void finish_block(const Winograd *winograd, const TileBlock *block, Value panel) {
+  Emit *emit = winograd->emit;
+  int64_t vectors = winograd->panel_vectors, width = vectors * winograd->lanes;
+  Value first = emit_mul_int(emit, panel, vectors);
+  Value count = emit_min(emit, emit_int(emit, vectors), emit_sub(emit, emit_int(emit, winograd->filter_vectors), first));
+  EmitLoop tile = emit_loop_begin(emit, emit_int(emit, 0), block->count, 1, "output_tile");
+  Value digit[2];
+  emit_split(emit, emit_add(emit, block->first, tile.index), 2, (int64_t[]){1, winograd->grid.columns}, digit);
+  Value row = emit_mul_int(emit, emit_add(emit, block->row, tile.index), width);
+  EmitLoop vector = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "output_vector");
+  Value products = emit_address(emit, winograd->m, emit_add(emit, row, emit_mul_int(emit, vector.index, winograd->lanes)));
+  Value values[WINOGRAD_MAX_SIZE * WINOGRAD_MAX_SIZE];
+  winograd_output_tile(emit, winograd->outputs, winograd->lanes, products, winograd->m_plane, values);
+  OutputTile output = {.winograd = winograd};
+  output.index[0] = block->image;
+  output.index[1] = emit_add(emit, first, vector.index);
+  output.index[2] = emit_mul_int(emit, digit[0], winograd->outputs);
+  output.index[3] = emit_mul_int(emit, digit[1], winograd->outputs);
+  if (winograd->bias != NULL) {
+    Value place = emit_add_int(emit, emit_mul_int(emit, output.index[1], winograd->lanes), winograd->bias->storage.origin);
+    Value bias = emit_load(emit, emit->inputs[2], place, winograd->lanes);
+    for (int32_t i = 0; i < winograd->outputs * winograd->outputs; i++) values[i] = emit_fadd(emit, values[i], bias);
+  }
+  store_tile(&output, digit[0], digit[1], values);
+  emit_loop_end(emit, &vector);
+  emit_loop_end(emit, &tile);
+}
+
+/* The halo around the rows that begin in this register block, for vectors [begin, end) of channels. */
+static void emit_block_halo(const Winograd *winograd, const TileBlock *block, Value begin, Value end) {
+  Emit *emit = winograd->emit;
+  const int32_t *halo = winograd->output->storage.halo;
+  if (halo[0] == 0 && halo[1] == 0 && halo[2] == 0 && halo[3] == 0) return;
+  /* tile rows whose first tile is one of the block's */
+  int64_t columns = winograd->grid.columns;
+  Value last = emit_add(emit, block->first, block->count);
+  Value first_row = emit_div_int(emit, emit_add_int(emit, block->first, columns - 1), columns);
+  Value end_row = emit_div_int(emit, emit_add_int(emit, last, columns - 1), columns);
+  Value end_y = emit_min(emit, emit_mul_int(emit, end_row, winograd->outputs), emit_int(emit, winograd->shape.out_height));
+  EmitLoop vector = emit_loop_begin(emit, begin, end, 1, "halo_vector");
+  EmitLoop y = emit_loop_begin(emit, emit_mul_int(emit, first_row, winograd->outputs), end_y, 1, "halo_row");
+  emit_halo(emit, block->image, vector.index, y.index);
+  emit_loop_end(emit, &y);
+  emit_loop_end(emit, &vector);
+}
+
+/* --- items ------------------------------------------------------------------------------------------- */
+
+/* Register blocks [0, count) from `item` on, for panels [begin, end). */
+static void emit_group(const Winograd *winograd, Value item, Value count, Value begin, Value end) {
+  Emit *emit = winograd->emit;
+  const Storage *filter = &winograd->filter->storage;
+  EmitLoop panel = emit_loop_begin(emit, begin, end, 1, "panel");
+  Value panel_filters = emit_address(
+      emit, emit->inputs[1], emit_add_int(emit, emit_mul_int(emit, panel.index, filter->stride[0]), filter->origin));
+  EmitLoop position = emit_loop_count(emit, winograd->positions, 1, "position");
+  Value filters = emit_address(emit, panel_filters, emit_mul_int(emit, position.index, filter->stride[3]));
+  emit_set(emit, winograd->next, emit_address(emit, filters, emit_int(emit, filter->stride[3])));
+  product_blocks(winograd, item, count,
+                 emit_address(emit, winograd->v, emit_mul_int(emit, position.index, winograd->v_plane)), filters,
+                 emit_address(emit, winograd->m, emit_mul_int(emit, position.index, winograd->m_plane)));
+  emit_loop_end(emit, &position);
+  EmitLoop number = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "finish");
+  TileBlock block = tile_block(winograd, emit_add(emit, item, number.index));
+  finish_block(winograd, &block, panel.index);
+  emit_loop_end(emit, &number);
+  emit_loop_end(emit, &panel);
+
+  Value first = emit_mul_int(emit, begin, winograd->panel_vectors);
+  Value last = emit_min(emit, emit_int(emit, winograd->filter_vectors),
+                        emit_mul_int(emit, end, winograd->panel_vectors));
+  EmitLoop halo = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "halo");
+  block = tile_block(winograd, emit_add(emit, item, halo.index));
+  emit_block_halo(winograd, &block, first, last);
+  emit_loop_end(emit, &halo);
+}
+
+static void emit_block_items(Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  winograd->v = emit->scratch;
+  winograd->m = emit_address(emit, emit->scratch, emit_int(emit, winograd->positions * winograd->v_plane));
+  EmitLoop group = emit_loop_begin(emit, emit->begin, emit->end, winograd->group_blocks, "group");
+  Value count = emit_min(emit, emit_int(emit, winograd->group_blocks), emit_sub(emit, emit->end, group.index));
+  winograd->origin = emit_int(emit, 0);
+  winograd->origin = tile_block(winograd, group.index).row;
+  EmitLoop number = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "transform");
+  TileBlock block = tile_block(winograd, emit_add(emit, group.index, number.index));
+  transform_block(winograd, &block);
+  emit_loop_end(emit, &number);
+  emit_group(winograd, group.index, count, emit_int(emit, 0), emit_int(emit, winograd->panels));
+  emit_loop_end(emit, &group);
+}
+
+/* Items of one panel follow each other, so that a thread reads its part of U once. */
+static void emit_panel_items(Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  const Storage *in = &winograd->input->storage;
+  bool batched = winograd->shape.images == DIM_BATCH;
+  Value images = batched ? emit->batch : emit_int(emit, winograd->shape.images);
+  winograd->m = emit->scratch;
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  Value panel = LLVMBuildUDiv(emit->builder, item.index, images, "panel");
+  Value image = emit_sub(emit, item.index, LLVMBuildNSWMul(emit->builder, panel, images, ""));
+  winograd->v = emit_address(emit, emit->inputs[0],
+                             emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]), in->origin));
+  winograd->origin = emit_mul_int(emit, image, winograd->tiles);
+  emit_group(winograd, emit_mul_int(emit, image, winograd->blocks), emit_int(emit, winograd->blocks), panel,
+             emit_add_int(emit, panel, 1));
+  emit_loop_end(emit, &item);
+}
+
+static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kernel, Diag *diag) {
+  const ConvShape shape = conv_shape(kernel);
+  const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
+  int32_t lanes = kernel->output.layout.block, outputs = winograd_outputs(filter->layout.kind);
+  bool tiles = layout_is_winograd_tiles(input->layout.kind);
+  bool fits = outputs > 0 && !layout_is_winograd_tiles(filter->layout.kind) && input->layout.block == lanes &&
+              kernel->output.layout.kind == LAYOUT_CHANNEL_BLOCK && filter->layout.block % lanes == 0 &&
+              filter->layout.block <= MAX_BLOCK_VECTORS * lanes && shape.groups == 1 &&
+              (tiles ? winograd_outputs(input->layout.kind) == outputs : input->layout.kind == LAYOUT_CHANNEL_BLOCK);
+  if (!fits) {
+    diag_error(diag, kernel->location, "'%s': Winograd convolution does not take these layouts", kernel->name);
+    return false;
+  }
+  const int64_t *padding = kernel->attrs.padding.values;
+  int64_t reach[4];
+  winograd_reach(outputs, shape.height, shape.width, padding, reach);
+  for (int side = 0; side < 4; side++) {
+    int64_t needed = tiles ? padding[side] : reach[side], found = input->storage.halo[side];
+    if (tiles ? found == needed : found >= needed) continue;
+    diag_error(diag, kernel->location, "'%s': the input's halo of %lld does not fit the tiles, which need %lld",
+               kernel->name, (long long)found, (long long)needed);
+    return false;
+  }
+  *winograd = (Winograd){.emit = emit, .kernel = kernel, .shape = shape, .input = input, .filter = filter};
+  winograd->output = &kernel->output;
+  winograd->bias = kernel->op_input_count > 2 ? &kernel->inputs[2] : NULL;
+  winograd->outputs = outputs;
+  winograd->positions = (outputs + WINOGRAD_TAPS - 1) * (outputs + WINOGRAD_TAPS - 1);
+  winograd->lanes = lanes;
+  winograd->grid = winograd_grid(outputs, shape.height, shape.width, padding);
+  winograd->tiles = winograd->grid.rows * winograd->grid.columns;
+  winograd->blocks = ceil_div(winograd->tiles, kernel->choice.tile_pixels > 0 ? kernel->choice.tile_pixels : 4);
+  winograd->base = winograd->tiles / winograd->blocks;
+  winograd->larger = winograd->tiles % winograd->blocks;
+  winograd->panel_vectors = filter->layout.block / lanes;
+  winograd->filter_vectors = ceil_div(shape.filters, lanes);
+  winograd->panels = ceil_div(winograd->filter_vectors, winograd->panel_vectors);
+  winograd->row = round_up(shape.channels, lanes);
+  int64_t group = tiles ? winograd->blocks : kernel->choice.row_chunk / largest_block(winograd);
+  winograd->group_blocks = group < 1 ? 1 : group;
+  return true;
+}
+
+bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
+  Winograd state, *winograd = &state;
+  if (!winograd_init(winograd, emit, kernel, diag)) return false;
+  bool tiles = layout_is_winograd_tiles(winograd->input->layout.kind);
+  const int64_t line = LINE_BYTES / (int64_t)sizeof(float);
+  int64_t rows = tiles ? winograd->tiles : winograd->group_blocks * largest_block(winograd);
+  int64_t width = winograd->panel_vectors * winograd->lanes;
+  winograd->m_plane = round_up(rows * width, line) + line;
+  winograd->v_plane = tiles ? winograd->input->storage.stride[3] : round_up(rows * winograd->row, line) + line;
+  int64_t steps = winograd->shape.channels / CHANNEL_UNROLL * winograd->group_blocks;
+  winograd->prefetch = steps > 0 ? round_up(ceil_div(winograd->filter->storage.stride[3], steps), line) : 0;
+  winograd->next = emit_variable(emit, emit->pointer, "next");
+  *out_work = work_per_image(winograd->shape.images, tiles ? winograd->panels : winograd->blocks);
+  out_work->scratch_bytes =
+      winograd->positions * (winograd->m_plane + (tiles ? 0 : winograd->v_plane)) * (int64_t)sizeof(float);
+  if (tiles)
+    emit_panel_items(winograd);
+  else
+    emit_block_items(winograd);
+  return true;
+}

@@ -1,0 +1,228 @@
+/* Winograd convolutions of the CPU code generator against the interpreter: both sizes, both divisions of the work, all
+ * kinds of tile tails, every instruction set that this machine has, guard pages around every operand. */
+#include <math.h>
+
+#include "codegen.h"
+#include "run_program.h"
+#include "select_winograd.h"
+#include "support.h"
+
+static const char *const isas[] = {"x86-64-v4", "x86-64-v3", "x86-64-v2", "aarch64"};
+enum { ISA_COUNT = sizeof isas / sizeof *isas };
+
+/* Bounds of |error| / (u · Σ|a||b|) and of the relative L2 error, see the README's section on precision. */
+static double element_gate(int32_t outputs) { return (outputs == 2 ? 8 : 48) * 0x1p-24; }
+static double norm_gate(int32_t outputs) { return outputs == 2 ? 2e-6 : 1e-5; }
+
+typedef struct WinogradCase {
+  int64_t channels, filters, height, width, padding[4], batch;
+  bool bias, relu, residual, fixed;
+  int64_t then; /* filters of a following convolution of the same kind, which reads the halo; 0: none */
+} WinogradCase;
+
+#define SAME \
+  { 1, 1, 1, 1 }
+
+static const WinogradCase cases[] = {
+    {16, 16, 1, 1, SAME, 1},
+    {16, 32, 2, 3, SAME, 3, .bias = true},
+    {17, 100, 5, 5, SAME, 2, .bias = true, .relu = true},
+    {32, 17, 7, 7, SAME, 3, .bias = true, .residual = true, .relu = true},
+    {64, 64, 7, 7, SAME, 1, .bias = true, .relu = true, .then = 48},
+    {48, 64, 13, 14, SAME, 2, .bias = true, .residual = true},
+    {100, 48, 5, 5, {0, 0, 0, 0}, 3, .bias = true},
+    {16, 48, 29, 31, SAME, 1, .bias = true, .relu = true, .then = 16},
+    {33, 32, 29, 31, {2, 2, 2, 2}, 2, .bias = true},
+    {32, 32, 9, 12, {0, 1, 2, 0}, 2, .relu = true, .then = 33},
+    {16, 100, 13, 14, {2, 0, 0, 1}, 1, .bias = true, .residual = true, .relu = true, .then = 16},
+    {48, 17, 3, 3, {0, 0, 0, 0}, 3},
+    {20, 40, 8, 30, SAME, 2, .fixed = true, .bias = true, .then = 20},
+    {16, 16, 4, 4, SAME, 4, .bias = true, .then = 16},
+};
+enum { CASE_COUNT = sizeof cases / sizeof *cases };
+
+static Node *add_weight(Graph *graph, const char *name, int32_t rank, const int64_t *dims) {
+  const Parameter parameter = {.name = name,
+                               .dtype = DTYPE_F32,
+                               .shape = shape_of(rank, dims),
+                               .fan_in = 1,
+                               .trainable = true,
+                               .layer = LAYER_NONE};
+  return graph_add_parameter(graph, &parameter);
+}
+
+static Node *add_conv(Graph *graph, Node *input, const char *name, int64_t channels, int64_t filters,
+                      const int64_t padding[4], bool bias) {
+  const int64_t dims[4] = {filters, channels, 3, 3};
+  Node *inputs[3] = {input, add_weight(graph, arena_format(graph->arena, "%s.weight", name), 4, dims), NULL};
+  if (bias) inputs[2] = add_weight(graph, arena_format(graph->arena, "%s.bias", name), 1, &filters);
+  Node *conv = graph_add(graph, OP_CONV2D, name, inputs, bias ? 3 : 2);
+  for (int side = 0; side < 4; side++) conv->attrs.padding.values[side] = padding[side];
+  return conv;
+}
+
+static Graph *build(Arena *arena, const WinogradCase *test) {
+  Graph *graph = graph_create(arena, "winograd");
+  const int64_t dims[4] = {test->fixed ? test->batch : DIM_BATCH, test->channels, test->height, test->width};
+  Node *value = graph_add_input(graph, "x", DTYPE_F32, shape_of(4, dims));
+  value = add_conv(graph, value, "conv", test->channels, test->filters, test->padding, test->bias);
+  if (test->residual) {
+    assert_true(graph_infer(graph, diag_create(arena)));
+    Node *other = graph_add_input(graph, "residual", DTYPE_F32, value->shape);
+    value = graph_add(graph, OP_ADD, "sum", (Node *[]){value, other}, 2);
+  }
+  if (test->relu) value = graph_add(graph, OP_RELU, "act", &value, 1);
+  if (test->then > 0) {
+    const int64_t same[4] = SAME;
+    value = add_conv(graph, value, "next", test->filters, test->then, same, true);
+  }
+  graph_add_output(graph, "y", value);
+  return graph;
+}
+
+/* As test_program_compile, with Winograd's algorithm wherever it is possible. */
+static bool compile(TestProgram *program, const char *isa, int32_t outputs, WinogradSplit split) {
+  static const char before[] = "infer,hooks,lower,simplify,fold_bn,expand_bn,fuse,layout,select";
+  Arena *arena = program->arena, *scratch = arena_create(NULL);
+  Diag *diag = program->diag = diag_create(arena);
+  Graph *graph = program->graph = graph_clone(program->source, arena);
+  bool done = cpu_target(isa, NULL, arena, diag, &program->target);
+  const PassOptions options = {.target = &program->target, .precision = PRECISION_STRICT, .scratch = scratch};
+  done = done && pipeline_run_list(graph, before, &options, diag) &&
+         select_winograd_always(graph, &options, outputs, split, diag) && graph_verify(graph, "select", diag) &&
+         pipeline_run_list(graph, "strides,memory", &options, diag) && graph_verify(graph, "memory", diag) &&
+         plan_build(graph, &options, diag, &program->plan);
+  arena_destroy(scratch);
+  const CpuOptions cpu = {.threads = 1};
+  CpuObjects objects;
+  done = done && cpu_compile(program->plan, &cpu, arena, diag, &objects) &&
+         jit_load(&objects, arena, diag, &program->program);
+  if (!done) fprintf(stderr, "%s\n", diag_text(diag, arena));
+  return done;
+}
+
+static bool uses_winograd(const Plan *plan) {
+  for (size_t k = 0; k < plan->kernel_count; k++)
+    if (plan->kernels[k].choice.algorithm == ALGORITHM_WINOGRAD23 ||
+        plan->kernels[k].choice.algorithm == ALGORITHM_WINOGRAD43)
+      return true;
+  return false;
+}
+
+static double relative_norm(const Tensor *actual, const EvalTensor *expected) {
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < tensor_elements(actual); i++) {
+    double error = tensor_get(actual, i) - expected->data[i];
+    difference += error * error;
+    norm += expected->data[i] * expected->data[i];
+  }
+  return norm > 0 ? sqrt(difference / norm) : difference;
+}
+
+/* Bounds hold for one convolution; a second one passes on the error of the first. */
+static void check(TestProgram *program, const WinogradCase *test, const char *label, int32_t outputs) {
+  size_t output = program->source->outputs[0].node->id;
+  EvalResult expected, magnitude;
+  TestRun run;
+  double factor = test->then > 0 ? 2 : 1;
+  for (int at_end = 0; at_end < 2; at_end++) {
+    test_fill(program, FILL_FLOATS, test->batch, 11);
+    assert_true(test_program_eval(program, program->source, &expected));
+    if (!test_program_run(program, test->batch, 1 + at_end, at_end, &run)) fail_msg("%s: does not run", label);
+    double norm = relative_norm(&run.outputs.items[0], &expected.values[output]);
+    if (!(norm <= factor * norm_gate(outputs))) fail_msg("%s: relative L2 error %g", label, norm);
+    test_make_absolute(program);
+    assert_true(test_program_eval(program, program->source, &magnitude));
+    double excess = test_excess(&run.outputs.items[0], &expected.values[output], &magnitude.values[output],
+                                factor * element_gate(outputs));
+    if (excess > 0) fail_msg("%s: passes the gate by %g", label, excess);
+  }
+}
+
+static void test_against_interpreter(void **state) {
+  Fixture *fixture = *state;
+  for (size_t i = 0; i < CASE_COUNT; i++)
+    for (int isa = 0; isa < ISA_COUNT; isa++)
+      for (int form = 0; form < 4; form++) {
+        if (!test_isa_runnable(isas[isa])) continue;
+        int32_t outputs = form & 1 ? 4 : 2;
+        WinogradSplit split = form & 2 ? WINOGRAD_SPLIT_ALWAYS : WINOGRAD_SPLIT_NEVER;
+        const char *label = arena_format(fixture->arena, "case %zu, %s, F(%d), %s", i, isas[isa], (int)outputs,
+                                         form & 2 ? "split" : "fused");
+        TestProgram program;
+        assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &cases[i])));
+        if (!compile(&program, isas[isa], outputs, split)) fail_msg("%s: does not compile", label);
+        assert_true(uses_winograd(program.plan));
+        check(&program, &cases[i], label, outputs);
+        arena_reset(fixture->arena);
+      }
+}
+
+/* However the items are divided among threads and grouped, every bit is the same. */
+static void test_divisions(void **state) {
+  Fixture *fixture = *state;
+  static const int32_t chunks[] = {2, 3, 7, 16};
+  for (size_t i = 0; i < CASE_COUNT; i++)
+    for (int form = 0; form < 4; form++) {
+      TestProgram program;
+      TestRun one, many;
+      assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &cases[i])));
+      assert_true(compile(&program, "native", form & 1 ? 4 : 2, form & 2 ? WINOGRAD_SPLIT_ALWAYS : WINOGRAD_SPLIT_NEVER));
+      test_fill(&program, FILL_FLOATS, cases[i].batch, 3);
+      assert_true(test_program_run(&program, cases[i].batch, 1, false, &one));
+      for (size_t j = 0; j < sizeof chunks / sizeof *chunks; j++) {
+        assert_true(test_program_run(&program, cases[i].batch, chunks[j], true, &many));
+        const Tensor *a = &one.outputs.items[0], *b = &many.outputs.items[0];
+        if (memcmp(a->data, b->data, (size_t)tensor_bytes(a)) != 0)
+          fail_msg("case %zu, form %d: %d pieces change the result", i, form, (int)chunks[j]);
+      }
+      arena_reset(fixture->arena);
+    }
+}
+
+/* `select` takes it where it pays and the precision allows it. */
+static void test_selection(void **state) {
+  Fixture *fixture = *state;
+  static const WinogradCase large = {64, 64, 56, 56, SAME, 1, .bias = true};
+  static const WinogradCase small = {16, 16, 1, 1, SAME, 1};
+  TestProgram program;
+  assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &large)));
+  assert_true(test_program_compile(&program, "x86-64-v4", NULL, PRECISION_DEFAULT));
+  assert_true(uses_winograd(program.plan));
+  assert_true(test_program_compile(&program, "x86-64-v4", NULL, PRECISION_STRICT));
+  assert_false(uses_winograd(program.plan));
+  assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &small)));
+  assert_true(test_program_compile(&program, "x86-64-v4", NULL, PRECISION_DEFAULT));
+  assert_false(uses_winograd(program.plan));
+}
+
+/* A convolution with stride, dilation, groups, another filter or few channels keeps its algorithm. */
+static void test_others_stay(void **state) {
+  Fixture *fixture = *state;
+  static const char *const names[] = {"stride", "dilation", "groups", "1x1", "few channels"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    const int64_t filters = 64, channels = i == 4 ? 3 : 64;
+    Graph *graph = graph_create(fixture->arena, "other");
+    Node *x = graph_add_input(graph, "x", DTYPE_F32, shape_of(4, (int64_t[]){DIM_BATCH, channels, 30, 30}));
+    const int64_t dims[4] = {filters, i == 2 ? channels / 2 : channels, i == 3 ? 1 : 3, i == 3 ? 1 : 3};
+    Node *conv = graph_add(graph, OP_CONV2D, "conv", (Node *[]){x, add_weight(graph, "weight", 4, dims)}, 2);
+    if (i == 0) conv->attrs.stride = (AttrInt2){{2, 2}};
+    if (i == 1) conv->attrs.dilation = (AttrInt2){{2, 2}};
+    if (i == 2) conv->attrs.groups = 2;
+    graph_add_output(graph, "y", conv);
+    TestProgram program;
+    assert_true(test_program_init(&program, fixture->arena, graph));
+    assert_true(compile(&program, "x86-64-v4", 4, WINOGRAD_SPLIT_AS_PLANNED));
+    if (uses_winograd(program.plan)) fail_msg("%s: computed by Winograd's algorithm", names[i]);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(test_against_interpreter, fixture_setup, fixture_teardown),
+      cmocka_unit_test_setup_teardown(test_divisions, fixture_setup, fixture_teardown),
+      cmocka_unit_test_setup_teardown(test_selection, fixture_setup, fixture_teardown),
+      cmocka_unit_test_setup_teardown(test_others_stay, fixture_setup, fixture_teardown),
+  };
+  return cmocka_run_group_tests_name("winograd", tests, NULL, NULL);
+}
