@@ -125,9 +125,9 @@ void node_decide(Graph *graph, Node *node, const char *pass, const char *chosen,
 
 const char *algorithm_name(Algorithm algorithm) {
   static const char *const names[] = {
-      [ALGORITHM_DEFAULT] = "default",     [ALGORITHM_DIRECT] = "direct", [ALGORITHM_DEPTHWISE] = "depthwise",
-      [ALGORITHM_REFERENCE] = "reference", [ALGORITHM_PACKED] = "packed",
-      [ALGORITHM_WINOGRAD23] = "winograd23", [ALGORITHM_WINOGRAD43] = "winograd43",
+      [ALGORITHM_DEFAULT] = "default",       [ALGORITHM_DIRECT] = "direct", [ALGORITHM_DEPTHWISE] = "depthwise",
+      [ALGORITHM_REFERENCE] = "reference",   [ALGORITHM_PACKED] = "packed", [ALGORITHM_WINOGRAD23] = "winograd23",
+      [ALGORITHM_WINOGRAD43] = "winograd43",
   };
   return (unsigned)algorithm < sizeof names / sizeof names[0] ? names[algorithm] : NULL;
 }

@@ -197,8 +197,9 @@ static bool check_layout(const Verifier *verifier, const Node *node) {
     int32_t rank; /* -1: any */
     bool blocked;
   } rules[] = {
-      [LAYOUT_PLAIN] = {-1, false},      [LAYOUT_CHANNEL_BLOCK] = {4, true}, [LAYOUT_CHANNEL_LAST] = {4, false},
-      [LAYOUT_FILTER_BLOCK] = {4, true}, [LAYOUT_MATRIX_BLOCK] = {2, true},  [LAYOUT_VECTOR_BLOCK] = {1, true},
+      [LAYOUT_PLAIN] = {-1, false},          [LAYOUT_CHANNEL_BLOCK] = {4, true},
+      [LAYOUT_CHANNEL_LAST] = {4, false},    [LAYOUT_FILTER_BLOCK] = {4, true},
+      [LAYOUT_MATRIX_BLOCK] = {2, true},     [LAYOUT_VECTOR_BLOCK] = {1, true},
       [LAYOUT_FILTER_WINOGRAD2] = {4, true}, [LAYOUT_FILTER_WINOGRAD4] = {4, true},
       [LAYOUT_TILES_WINOGRAD2] = {4, true},  [LAYOUT_TILES_WINOGRAD4] = {4, true},
   };

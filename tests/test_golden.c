@@ -84,12 +84,14 @@ static Golden read_golden(Fixture *fixture, const char *source) {
 
 /* --- running --------------------------------------------------------------------------------------- */
 
+static void destroy_scratch(void *arena) { arena_destroy(arena); }
+
 /* The text after the passes; NULL when there were errors. */
 static const char *run_golden(Fixture *fixture, const Golden *golden, const char *file) {
   Graph *graph = NULL;
   if (!graph_parse(file, golden->input, golden->input_size, fixture->arena, fixture->diag, &graph)) return NULL;
   const PassOptions options = {.target = &golden_target, .scratch = arena_create(NULL)};
-  arena_defer(fixture->arena, (void (*)(void *))arena_destroy, options.scratch);
+  arena_defer(fixture->arena, destroy_scratch, options.scratch);
   if (strcmp(golden->passes, "none") != 0 && !pipeline_run_list(graph, golden->passes, &options, fixture->diag)) {
     return NULL;
   }

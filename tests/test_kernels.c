@@ -29,6 +29,9 @@ typedef struct Trial {
   const kiln_program *program;
 } Trial;
 
+/* Which operands have gaps between rows: none, the first, third, … input, or the other inputs and the output. */
+typedef enum Gaps { GAPS_NONE, GAPS_EVEN, GAPS_ODD } Gaps;
+
 static Shape concrete(Shape shape, int64_t batch) {
   if (shape_batched(&shape)) shape.dims[0] = batch;
   return shape;
@@ -36,10 +39,10 @@ static Shape concrete(Shape shape, int64_t batch) {
 
 /* --- building ----------------------------------------------------------------------------------------- */
 
-static PlanTensor make_tensor(const char *name, const Node *value, Layout layout, const int32_t *halo, Space space,
-                              int32_t index) {
+static PlanTensor make_tensor(const char *name, const Node *value, Layout layout, const int32_t *halo, int64_t gap,
+                              Space space, int32_t index) {
   PlanTensor tensor = hand_tensor(name, value->shape, space, index);
-  hand_layout(&tensor, layout, halo, 0);
+  hand_layout(&tensor, layout, halo, gap);
   tensor.dtype = value->dtype;
   tensor.storage.bytes *= data_type_bytes(value->dtype) / 4;
   return tensor;
@@ -54,8 +57,9 @@ static void compile_trial(Trial *trial) {
     fail_msg("%s on %s: %s", trial->label, trial->target->isa, diag_text(diag, arena));
 }
 
-/* The kernel of the trial's node with all rank-4 operands in `layout`, inputs and output with different halos. */
-static void build_trial(Trial *trial, Layout layout, const int32_t *input_halo, const int32_t *output_halo) {
+/* The kernel of the trial's node with all rank-4 operands in `layout`, inputs and output with different halos. Rows of
+ * plain rank-4 tensors follow each other closely, but where there are gaps. */
+static void build_trial(Trial *trial, Layout layout, const int32_t *input_halo, const int32_t *output_halo, bool gaps) {
   static const Layout plain = {LAYOUT_PLAIN, 0};
   Arena *arena = trial->fixture->arena;
   const Node *node = trial->node;
@@ -63,10 +67,12 @@ static void build_trial(Trial *trial, Layout layout, const int32_t *input_halo, 
   for (int32_t i = 0; i < node->input_count; i++) {
     const Node *value = node->inputs[i];
     bool image = value->shape.rank == 4 && layout.kind != LAYOUT_PLAIN;
-    inputs[i] = make_tensor(value->name, value, image ? layout : plain, image ? input_halo : NULL, SPACE_INPUT, i);
+    inputs[i] = make_tensor(value->name, value, image ? layout : plain, image ? input_halo : NULL,
+                            gaps == (i % 2 == 0 ? GAPS_EVEN : GAPS_ODD) ? 2 : 0, SPACE_INPUT, i);
   }
   bool image = node->shape.rank == 4 && layout.kind != LAYOUT_PLAIN;
-  PlanTensor output = make_tensor("y", node, image ? layout : plain, image ? output_halo : NULL, SPACE_OUTPUT, 0);
+  PlanTensor output = make_tensor("y", node, image ? layout : plain, image ? output_halo : NULL,
+                                  gaps == GAPS_ODD ? 1 : 0, SPACE_OUTPUT, 0);
   trial->kernel = hand_kernel(arena, node->op, output, inputs, node->input_count);
   trial->kernel->op_input_count = node->op_input_count;
   trial->kernel->attrs = node->attrs;
@@ -272,11 +278,16 @@ static void check_line(Fixture *fixture, const Target *target, const OpCase *lin
     add_epilogue(&trial);
     trial.label = arena_format(fixture->arena, "%s with an epilogue", trial.label);
   }
-  build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL);
-  check_fills(&trial);
+  const char *name = trial.label;
+  Gaps last = trial.node->inputs[0]->shape.rank == 4 ? GAPS_ODD : GAPS_NONE;
+  for (Gaps gaps = GAPS_NONE; gaps <= last; gaps++) {
+    build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, gaps);
+    check_fills(&trial);
+    trial.label = arena_format(fixture->arena, "%s with gaps", name);
+  }
   if (!takes_blocks(trial.node, target->vector_lanes)) return;
-  trial.label = arena_format(fixture->arena, "%s in blocks", trial.label);
-  build_trial(&trial, (Layout){LAYOUT_CHANNEL_BLOCK, target->vector_lanes}, input_halo, output_halo);
+  trial.label = arena_format(fixture->arena, "%s in blocks", name);
+  build_trial(&trial, (Layout){LAYOUT_CHANNEL_BLOCK, target->vector_lanes}, input_halo, output_halo, GAPS_NONE);
   check_fills(&trial);
 }
 
@@ -405,8 +416,8 @@ static void check_converts(Fixture *fixture, const Target *target) {
     const Layout from = {test->from, test->from_lanes * target->vector_lanes},
                  to = {test->to, test->to_lanes * target->vector_lanes};
     bool image = test->shape.rank == 4;
-    PlanTensor input = make_tensor("x", x, from, image ? test->from_halo : NULL, SPACE_INPUT, 0);
-    PlanTensor output = make_tensor("y", trial.node, to, image ? test->to_halo : NULL, SPACE_OUTPUT, 0);
+    PlanTensor input = make_tensor("x", x, from, image ? test->from_halo : NULL, 0, SPACE_INPUT, 0);
+    PlanTensor output = make_tensor("y", trial.node, to, image ? test->to_halo : NULL, 0, SPACE_OUTPUT, 0);
     trial.kernel = hand_kernel(arena, OP_CONVERT, output, &input, 1);
     compile_trial(&trial);
     for (int64_t batch = 1; batch <= 3; batch += 2) {
@@ -443,7 +454,7 @@ static void check_specials(Fixture *fixture, const Target *target) {
     for (int blocked = 0; blocked < 2; blocked++) {
       if (blocked && !takes_blocks(trial.node, target->vector_lanes)) continue;
       const Layout block = {LAYOUT_CHANNEL_BLOCK, target->vector_lanes}, plain = {LAYOUT_PLAIN, 0};
-      build_trial(&trial, blocked ? block : plain, NULL, NULL);
+      build_trial(&trial, blocked ? block : plain, NULL, NULL, GAPS_NONE);
       fill_trial(&trial, OP_CASE_INTEGERS, 2);
       put_specials(&trial.inputs.items[0]);
       check_trial(&trial);
@@ -461,7 +472,7 @@ static void test_targets(void **state) {
   Target target;
   assert_true(cpu_target("native", NULL, fixture->arena, fixture->diag, &target));
   Trial trial = start_trial(fixture, &target, &line);
-  build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL);
+  build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, GAPS_NONE);
   fill_trial(&trial, OP_CASE_FLOATS, 1);
   memcpy(trial.inputs.items[1].data, targets, sizeof targets);
   check_trial(&trial);
@@ -480,7 +491,7 @@ static void test_large_logits(void **state) {
   assert_true(cpu_target("native", NULL, fixture->arena, fixture->diag, &target));
   for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
     Trial trial = start_trial(fixture, &target, &lines[i]);
-    build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL);
+    build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, GAPS_NONE);
     fill_trial(&trial, OP_CASE_FLOATS, 3);
     Tensor *logits = &trial.inputs.items[0];
     for (int64_t k = 0; k < tensor_elements(logits); k++) tensor_set(logits, k, 4096 + 32 * tensor_get(logits, k));
@@ -503,7 +514,7 @@ static void test_long_sums(void **state) {
     Trial trial = start_trial(fixture, &target, &lines[i]);
     trial.tolerance = 0x1p-24;
     const Layout block = {LAYOUT_CHANNEL_BLOCK, target.vector_lanes}, plain = {LAYOUT_PLAIN, 0};
-    build_trial(&trial, takes_blocks(trial.node, target.vector_lanes) ? block : plain, NULL, NULL);
+    build_trial(&trial, takes_blocks(trial.node, target.vector_lanes) ? block : plain, NULL, NULL, GAPS_NONE);
     fill_trial(&trial, OP_CASE_FLOATS, 2);
     check_trial(&trial);
   }
