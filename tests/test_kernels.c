@@ -59,7 +59,7 @@ static void compile_trial(Trial *trial) {
 
 /* The kernel of the trial's node with all rank-4 operands in `layout`, inputs and output with different halos. Rows of
  * plain rank-4 tensors follow each other closely, but where there are gaps. */
-static void build_trial(Trial *trial, Layout layout, const int32_t *input_halo, const int32_t *output_halo, bool gaps) {
+static void build_trial(Trial *trial, Layout layout, const int32_t *input_halo, const int32_t *output_halo, Gaps gaps) {
   static const Layout plain = {LAYOUT_PLAIN, 0};
   Arena *arena = trial->fixture->arena;
   const Node *node = trial->node;

@@ -418,7 +418,7 @@ bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   winograd->m_plane = round_up(rows * width, line) + line;
   winograd->v_plane = tiles ? winograd->input->storage.stride[3] : round_up(rows * winograd->row, line) + line;
   int64_t steps = winograd->shape.channels / CHANNEL_UNROLL * winograd->group_blocks;
-  winograd->prefetch = steps > 0 ? round_up(ceil_div(winograd->filter->storage.stride[3], steps), line) : 0;
+  winograd->prefetch = steps > 0 ? round_up(ceil_div(winograd->shape.channels * width, steps), line) : 0;
   winograd->next = emit_variable(emit, emit->pointer, "next");
   *out_work = work_per_image(winograd->shape.images, tiles ? winograd->panels : winograd->blocks);
   out_work->scratch_bytes =

@@ -14,6 +14,8 @@ static Precision precision_of(kiln_precision precision) {
   }
 }
 
+static void destroy_scratch(void *scratch) { arena_destroy(scratch); }
+
 bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag, Graph **out_graph,
                 Plan **out_plan) {
   static const kiln_compile_options defaults;
@@ -33,7 +35,7 @@ bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, D
     diag_error(diag, (Location){graph->file, 0, 0}, "out of memory");
     return false;
   }
-  arena_defer(arena, (void (*)(void *))arena_destroy, scratch);
+  arena_defer(arena, destroy_scratch, scratch);
   jmp_buf *point = arena_on_failure(arena, NULL);
   arena_on_failure(arena, point);
   arena_on_failure(scratch, point);
