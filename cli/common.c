@@ -1,5 +1,8 @@
 #include "common.h"
 
+#include <errno.h>
+#include <poll.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -23,7 +26,7 @@ static void print_messages(const Diag *diag) {
     const DiagMessage *message = diag_message(diag, i);
     const Location *place = &message->location;
     if (place->file != NULL && place->line > 0) fprintf(stderr, "%s:%u:%u: ", place->file, place->line, place->column);
-    else fprintf(stderr, "%s: ", place->file != NULL ? place->file : "kiln");
+    else fprintf(stderr, "%s: ", place->file == NULL ? "kiln" : place->file[0] != '\0' ? place->file : "''");
     fprintf(stderr, "%s%s:%s %s\n", color ? colors[message->severity] : "", names[message->severity], color ? "\033[0m" : "",
             message->text);
   }
@@ -32,7 +35,7 @@ static void print_messages(const Diag *diag) {
 }
 
 int tool_run(int (*body)(Tool *tool, void *request), void *request) {
-  Tool tool = {arena_create(NULL), NULL};
+  Tool tool = {arena_create(NULL), NULL, false};
   jmp_buf failure;
   if (tool.arena == NULL || setjmp(failure) != 0) {
     fprintf(stderr, "kiln: out of memory\n");
@@ -44,9 +47,31 @@ int tool_run(int (*body)(Tool *tool, void *request), void *request) {
   int code = body(&tool, request);
   print_messages(tool.diag);
   if (code == EXIT_OK && diag_error_count(tool.diag) > 0) code = EXIT_FAILED;
+  if (code == EXIT_FAILED && tool.wrong_usage) code = EXIT_USAGE;
   arena_destroy(tool.arena);
-  if (fflush(stdout) != 0 && code == EXIT_OK) code = EXIT_FAILED;
   return code;
+}
+
+void tool_usage_error(Tool *tool, const char *format, ...) {
+  Text text;
+  text_init(&text, tool->arena);
+  va_list arguments;
+  va_start(arguments, format);
+  text_format_v(&text, format, arguments);
+  va_end(arguments);
+  diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", text.data);
+  tool->wrong_usage = true;
+}
+
+int output_finish(int code) {
+  errno = 0;
+  bool failed = fflush(stdout) != 0, earlier = ferror(stdout) != 0;
+  if (!failed && !earlier) return code;
+  /* the write that failed may lie far back: the pipe itself tells whether its reader is gone */
+  struct pollfd pipe_state = {STDOUT_FILENO, POLLOUT, 0};
+  if (errno == EPIPE || (poll(&pipe_state, 1, 0) > 0 && (pipe_state.revents & POLLERR) != 0)) return code;
+  fprintf(stderr, "kiln: cannot write to standard output%s%s\n", failed ? ": " : "", failed ? strerror(errno) : "");
+  return code == EXIT_OK ? EXIT_FAILED : code;
 }
 
 bool ends_with(const char *text, const char *ending) {
@@ -78,7 +103,7 @@ const char *grouped(Arena *arena, int64_t number) {
 bool name_value(Tool *tool, const char *option, const char *text, const char **out_name, const char **out_value) {
   const char *equals = strchr(text, '=');
   if (equals == NULL || equals == text || equals[1] == '\0') {
-    diag_error(tool->diag, (Location){NULL, 0, 0}, "--%s: expected NAME=VALUE, found '%s'", option, text);
+    tool_usage_error(tool, "--%s: expected NAME=VALUE, found '%s'", option, text);
     return false;
   }
   *out_name = arena_string_n(tool->arena, text, (size_t)(equals - text));
@@ -96,14 +121,14 @@ bool shape_parse(Tool *tool, const char *text, ShapeOverride *out_shape) {
     int64_t dim;
     bool batch = shape.rank == 0 && strcmp(piece, "N") == 0;
     if (shape.rank == SHAPE_MAX_RANK || (!batch && (!parse_int(piece, &dim) || dim < 1))) {
-      diag_error(tool->diag, (Location){NULL, 0, 0},
-                 "--shape %s: expected at most %d positive dimensions such as 1x3x224x224, found '%s'", text, SHAPE_MAX_RANK, piece);
+      tool_usage_error(tool, "--shape %s: expected at most %d positive dimensions such as 1x3x224x224, found '%s'", text,
+                       SHAPE_MAX_RANK, piece);
       return false;
     }
     shape.dims[shape.rank++] = batch ? DIM_BATCH : dim;
     at += length;
     if (*at != '\0' && *++at == '\0') {
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "--shape %s: a dimension is missing at the end", text);
+      tool_usage_error(tool, "--shape %s: a dimension is missing at the end", text);
       return false;
     }
   }
@@ -131,8 +156,7 @@ static bool add_hooks(Tool *tool, Graph *graph, const OptionList *hooks) {
     else if (action != NULL && strcmp(action, "call") == 0) hook.action = HOOK_CALL;
     else known = known && (action == NULL || strcmp(action, "store") == 0);
     if (!known) {
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "--hook: expected VALUE[:activation|gradient[:store|stats|call]], found '%s'",
-                 hooks->items[i]);
+      tool_usage_error(tool, "--hook: expected VALUE[:activation|gradient[:store|stats|call]], found '%s'", hooks->items[i]);
       return false;
     }
     all[count++] = hook;
@@ -156,30 +180,29 @@ bool model_open(Tool *tool, const char *path, const ModelOptions *options, Graph
 }
 
 bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_options *out_options) {
-  Location nowhere = {NULL, 0, 0};
   kiln_compile_options result = {.cpu = options->cpu, .triple = options->triple, .disabled_passes = options->disable};
   result.threads = options->threads > 0 ? (uint32_t)options->threads : 1;
   if (options->device != NULL && strcmp(options->device, "cpu") != 0) {
-    diag_error(tool->diag, nowhere, "--device: expected cpu, found '%s'", options->device);
+    tool_usage_error(tool, "--device: expected cpu, found '%s'", options->device);
     return false;
   }
   if (options->precision != NULL) {
     if (strcmp(options->precision, "strict") == 0) result.precision = KILN_PRECISION_STRICT;
     else if (strcmp(options->precision, "fast") == 0) result.precision = KILN_PRECISION_FAST;
     else if (strcmp(options->precision, "default") != 0) {
-      diag_error(tool->diag, nowhere, "--precision: expected strict, default or fast, found '%s'", options->precision);
+      tool_usage_error(tool, "--precision: expected strict, default or fast, found '%s'", options->precision);
       return false;
     }
   }
-  for (const char *at = options->batch; at != NULL && *at != '\0';) {
+  for (const char *at = options->batch, *end = at != NULL ? at + strlen(at) : NULL; at != NULL && at <= end;) {
     size_t length = strcspn(at, ",");
     int64_t batch;
     if (!parse_int(arena_string_n(tool->arena, at, length), &batch) || batch < 1 || batch > 65536) {
-      diag_error(tool->diag, nowhere, "--batch: expected batch sizes from 1 to 65536 such as 1,16, found '%s'", options->batch);
+      tool_usage_error(tool, "--batch: expected batch sizes from 1 to 65536 such as 1,16, found '%s'", options->batch);
       return false;
     }
     if (batch > result.max_batch) result.max_batch = batch;
-    at += length + (at[length] == ',');
+    at += length + 1;
   }
   *out_options = result;
   return true;

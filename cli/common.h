@@ -11,12 +11,17 @@
 typedef struct Tool {
   Arena *arena;
   Diag *diag;
+  bool wrong_usage; /* the command line is malformed: exit with EXIT_USAGE */
 } Tool;
 
 /* Runs a verb's body with an arena and diagnostics, prints all messages to standard error (coloured on a terminal
  * unless NO_COLOR is set) and frees everything. Returns the body's exit code, or EXIT_FAILED when there were errors or
  * memory ran out. */
 int tool_run(int (*body)(Tool *tool, void *request), void *request);
+/* Reports a malformed option; the body then returns EXIT_FAILED as for other errors. */
+void tool_usage_error(Tool *tool, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Flushes standard output at the end of the program. A reader that went away early is no failure; a full disk is. */
+int output_finish(int code);
 
 /* Options that concern the model and how it is compiled. */
 typedef struct ModelOptions {

@@ -1,6 +1,8 @@
 /* The kiln program: finds the verb and runs it. */
+#include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common.h"
 
@@ -14,9 +16,14 @@ static void print_usage(FILE *stream) {
   fprintf(stream, "\n'kiln VERB --help' explains a verb, with examples. Exit codes: 0 success, 1 failure, 2 wrong usage.\n");
 }
 
-int main(int argc, char **argv) {
-  /* a reader that goes away early (kiln summary … | head) is not an error worth a signal */
-  signal(SIGPIPE, SIG_IGN);
+/* A standard stream that the caller has closed must not become the first file opened here: its place is taken, so that
+ * using it fails. */
+static void occupy_streams(void) {
+  for (int stream = STDIN_FILENO; stream <= STDERR_FILENO; stream++)
+    if (fcntl(stream, F_GETFD) < 0 && open("/dev/null", stream == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
+}
+
+static int run_verb(int argc, char **argv) {
   if (argc < 2 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
     print_usage(argc < 2 ? stderr : stdout);
     return argc < 2 ? EXIT_USAGE : EXIT_OK;
@@ -33,4 +40,11 @@ int main(int argc, char **argv) {
   const char *near = nearest_word(argv[1], names, VERB_COUNT);
   fprintf(stderr, "kiln: unknown verb '%s'%s%s%s\n", argv[1], near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
   return EXIT_USAGE;
+}
+
+int main(int argc, char **argv) {
+  occupy_streams();
+  /* a reader that goes away early (kiln summary … | head) is not an error worth a signal */
+  signal(SIGPIPE, SIG_IGN);
+  return output_finish(run_verb(argc, argv));
 }

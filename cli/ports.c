@@ -47,20 +47,20 @@ bool labels_read(Tool *tool, const char *path, Metadata *metadata) {
   size_t size;
   if (!file_read(path, 64 << 20, tool->arena, tool->diag, &data, &size)) return false;
   const char *text = data;
-  if (!utf8_valid(text, size)) {
-    diag_error(tool->diag, (Location){path, 0, 0}, "labels must be UTF-8 text, a name per line");
+  if (!utf8_valid(text, size) || memchr(text, '\0', size) != NULL || size == 0) {
+    diag_error(tool->diag, (Location){path, 0, 0}, "expected labels: UTF-8 text, a name per line%s", size == 0 ? "; found an empty file" : "");
     return false;
   }
   size_t lines = 1;
   for (size_t i = 0; i < size; i++) lines += text[i] == '\n';
   metadata->labels = arena_array(tool->arena, lines, const char *);
   metadata->label_count = 0;
-  for (const char *at = text; at < text + size;) {
-    size_t length = strcspn(at, "\r\n");
-    metadata->labels[metadata->label_count++] = arena_string_n(tool->arena, at, length);
-    at += length;
-    if (*at == '\r') at++;
-    if (*at == '\n') at++;
+  for (const char *at = text, *end = text + size; at < end;) {
+    const char *line_end = memchr(at, '\n', (size_t)(end - at));
+    size_t length = (size_t)((line_end != NULL ? line_end : end) - at);
+    bool carriage = length > 0 && at[length - 1] == '\r';
+    metadata->labels[metadata->label_count++] = arena_string_n(tool->arena, at, length - carriage);
+    at += length + 1;
   }
   return true;
 }
@@ -112,7 +112,9 @@ static bool fit_tensor(Tool *tool, const kiln_port *port, const Tensor *tensor, 
 static bool fit_picture(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, const Picture *picture,
                         Tensor *out_tensor) {
   if (port->rank != 4 || port->dims[2] < 1 || port->dims[3] < 1 || port->dims[2] > PICTURE_MAX_SIDE || port->dims[3] > PICTURE_MAX_SIDE) {
-    diag_error(tool->diag, (Location){file, 0, 0}, "input '%s' is no picture: expected a shape [N,C,H,W]", port->name);
+    Shape shape = port_shape(port);
+    diag_error(tool->diag, (Location){file, 0, 0}, "a picture fits inputs of shape [N,C,H,W], but input '%s' is [%s]: expected .npy or .safetensors",
+               port->name, dims_text(tool, &shape));
     return false;
   }
   int32_t height = (int32_t)port->dims[2], width = (int32_t)port->dims[3];
@@ -256,6 +258,12 @@ bool inputs_random(Tool *tool, const kiln_port *ports, size_t count, int64_t bat
 
 /* --- outputs -------------------------------------------------------------------------------------------- */
 
+bool output_check(Tool *tool, const char *path) {
+  if (ends_with(path, ".npy") || ends_with(path, ".safetensors") || ends_with(path, ".png")) return true;
+  tool_usage_error(tool, "--output: expected a name ending in .npy, .safetensors or .png, found '%s'", path);
+  return false;
+}
+
 bool output_write(Tool *tool, const Tensor *output, const char *path, const double *range) {
   if (ends_with(path, ".npy")) return npy_write(path, output, tool->arena, tool->diag);
   if (ends_with(path, ".safetensors")) {
@@ -263,10 +271,7 @@ bool output_write(Tool *tool, const Tensor *output, const char *path, const doub
     TensorList list = {&copy, 1};
     return safetensors_write(path, &list, tool->arena, tool->diag);
   }
-  if (!ends_with(path, ".png")) {
-    diag_error(tool->diag, (Location){path, 0, 0}, "output '%s': expected a name ending in .npy, .safetensors or .png", output->name);
-    return false;
-  }
+  if (!output_check(tool, path)) return false;
   Picture picture;
   return picture_from_tensor(output, range, tool->arena, tool->diag, &picture) &&
          picture_write_png(path, &picture, tool->arena, tool->diag);

@@ -21,6 +21,8 @@ bool labels_read(Tool *tool, const char *path, Metadata *metadata);
  * (NAME=A NAME=B) make a batch. Sets the batch (1 when no input is batched). */
 bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metadata, const TensorList *files,
                  const OptionList *single, Tensor **out_inputs, int64_t *out_batch);
+/* Whether output_write knows the file's ending. */
+bool output_check(Tool *tool, const char *path);
 /* Writes one output: .npy, .safetensors or .png by the name's ending. */
 bool output_write(Tool *tool, const Tensor *output, const char *path, const double *range);
 

@@ -13,7 +13,6 @@ typedef struct RunRequest {
   int64_t top;
 } RunRequest;
 
-/* The batch that the inputs hold, before anything is compiled: the leading dimension of batched inputs. */
 static bool write_list(Tool *tool, const char *path, Tensor *tensors, size_t count) {
   TensorList list = {tensors, count};
   return safetensors_write(path, &list, tool->arena, tool->diag);
@@ -24,9 +23,15 @@ static void print_top(const Tensor *output, const Metadata *metadata, int64_t to
   if (top > classes) top = classes;
   for (int64_t n = 0; n < output->shape.dims[0] && n < 16; n++) {
     double largest = -INFINITY, sum = 0;
+    int64_t not_numbers = 0;
     for (int64_t k = 0; k < classes; k++) largest = fmax(largest, tensor_get(output, n * classes + k));
     for (int64_t k = 0; k < classes; k++) sum += exp(tensor_get(output, n * classes + k) - largest);
+    for (int64_t k = 0; k < classes; k++) not_numbers += isnan(tensor_get(output, n * classes + k)) != 0;
     printf("%s[%lld]\n", output->name, (long long)n);
+    if (not_numbers > 0) {
+      printf("  %lld of %lld values are NaN\n", (long long)not_numbers, (long long)classes);
+      continue;
+    }
     double bound = INFINITY;
     int64_t last = -1;
     for (int64_t rank = 0; rank < top; rank++) {
@@ -37,7 +42,6 @@ static void print_top(const Tensor *output, const Metadata *metadata, int64_t to
         bool later = value < bound || (value == bound && k > last);
         if (later && (best < 0 || value > tensor_get(output, n * classes + best))) best = k;
       }
-      if (best < 0) break; /* only NaN left */
       bound = tensor_get(output, n * classes + best);
       last = best;
       const char *label = (size_t)best < metadata->label_count ? metadata->labels[best] : "";
@@ -53,8 +57,11 @@ static void print_output(const Tensor *output, const Metadata *metadata, int64_t
   }
   int64_t count = tensor_elements(output);
   double sum = 0, smallest = INFINITY, largest = -INFINITY;
+  int64_t numbers = 0;
   for (int64_t i = 0; i < count; i++) {
     double value = tensor_get(output, i);
+    if (isnan(value)) continue;
+    numbers++;
     sum += value;
     smallest = fmin(smallest, value);
     largest = fmax(largest, value);
@@ -62,8 +69,38 @@ static void print_output(const Tensor *output, const Metadata *metadata, int64_t
   printf("%s  [", output->name);
   for (int32_t d = 0; d < output->shape.rank; d++) printf("%s%lld", d > 0 ? "," : "", (long long)output->shape.dims[d]);
   printf("]");
-  if (count > 0) printf("  mean %.6g  min %.6g  max %.6g", sum / (double)count, smallest, largest);
+  if (numbers > 0) printf("  mean %.6g  min %.6g  max %.6g", sum / (double)numbers, smallest, largest);
+  if (numbers < count) printf("  NaN %lld of %lld", (long long)(count - numbers), (long long)count);
   printf("\n");
+}
+
+/* What can be told of the outputs' files before a model is compiled and run for them. */
+static bool check_files(Tool *tool, const RunRequest *request) {
+  const char *const lists[] = {request->outputs, request->hooks_out};
+  static const char *const options[] = {"outputs", "hooks-out"};
+  const char *name, *path;
+  for (size_t i = 0; i < 2; i++)
+    if (lists[i] != NULL && !ends_with(lists[i], ".safetensors")) {
+      tool_usage_error(tool, "--%s: expected a name ending in .safetensors, found '%s'", options[i], lists[i]);
+      return false;
+    }
+  for (size_t i = 0; i < request->output.count; i++)
+    if (!name_value(tool, "output", request->output.items[i], &name, &path) || !output_check(tool, path)) return false;
+  for (size_t i = 0; i < request->input.count; i++)
+    if (!name_value(tool, "input", request->input.items[i], &name, &path)) return false;
+  return true;
+}
+
+static const kiln_port *find_output(Tool *tool, const kiln_program *program, const char *name) {
+  const char **names = arena_array(tool->arena, program->output_count + 1, const char *);
+  for (uint32_t i = 0; i < program->output_count; i++) {
+    names[i] = program->outputs[i].name;
+    if (strcmp(names[i], name) == 0) return &program->outputs[i];
+  }
+  const char *near = nearest_word(name, names, program->output_count);
+  diag_error(tool->diag, (Location){NULL, 0, 0}, "--output: the model has no output '%s'; %s '%s'", name,
+             near != NULL ? "did you mean" : "its first is", near != NULL ? near : names[0]);
+  return NULL;
 }
 
 static bool write_outputs(Tool *tool, const RunRequest *request, const kiln_program *program, Tensor *outputs, const double *range) {
@@ -73,14 +110,8 @@ static bool write_outputs(Tool *tool, const RunRequest *request, const kiln_prog
   for (size_t i = 0; i < request->output.count; i++) {
     const char *name, *path;
     if (!name_value(tool, "output", request->output.items[i], &name, &path)) return false;
-    const Tensor *found = NULL;
-    for (uint32_t k = 0; k < program->output_count; k++)
-      if (strcmp(outputs[k].name, name) == 0) found = &outputs[k];
-    if (found == NULL) {
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "--output: the model has no output '%s'; its first is '%s'", name, program->outputs[0].name);
-      return false;
-    }
-    if (!output_write(tool, found, path, range)) return false;
+    const kiln_port *port = find_output(tool, program, name);
+    if (port == NULL || !output_write(tool, &outputs[port - program->outputs], path, range)) return false;
   }
   return true;
 }
@@ -105,7 +136,7 @@ static bool range_parse(Tool *tool, const char *text, double out_range[2]) {
   if (comma != NULL && parse_double(arena_string_n(tool->arena, text, (size_t)(comma - text)), &out_range[0]) &&
       parse_double(comma + 1, &out_range[1]) && out_range[0] < out_range[1])
     return true;
-  diag_error(tool->diag, (Location){NULL, 0, 0}, "--range: expected LOW,HIGH such as 0,1, found '%s'", text);
+  tool_usage_error(tool, "--range: expected LOW,HIGH such as 0,1, found '%s'", text);
   return false;
 }
 
@@ -113,7 +144,8 @@ static int run_body(Tool *tool, void *context) {
   RunRequest *request = context;
   TensorList files = {NULL, 0}, *given = NULL;
   double range[2];
-  if (request->range != NULL && !range_parse(tool, request->range, range)) return EXIT_USAGE;
+  if (request->range != NULL && !range_parse(tool, request->range, range)) return EXIT_FAILED;
+  if (!check_files(tool, request)) return EXIT_FAILED;
   if (request->inputs != NULL) {
     if (!safetensors_read(request->inputs, tool->arena, tool->diag, &files)) return EXIT_FAILED;
     given = &files;
@@ -129,6 +161,11 @@ static int run_body(Tool *tool, void *context) {
   const kiln_program *program = executable->program;
   if (!metadata_read(tool, program, &metadata)) return EXIT_FAILED;
   if (request->labels != NULL && !labels_read(tool, request->labels, &metadata)) return EXIT_FAILED;
+  for (size_t i = 0; i < request->output.count; i++) {
+    const char *name, *path;
+    if (!name_value(tool, "output", request->output.items[i], &name, &path) || find_output(tool, program, name) == NULL)
+      return EXIT_FAILED;
+  }
   if (!inputs_read(tool, program, &metadata, given, &request->input, &inputs, &batch)) return EXIT_FAILED;
   uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
   if (!run_batches(tool, executable, threads, inputs, batch, &outputs)) return EXIT_FAILED;

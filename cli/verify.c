@@ -90,6 +90,10 @@ static int verify_body(Tool *tool, void *context) {
     if (!metadata_read(tool, executable->program, &metadata) ||
         !inputs_read(tool, executable->program, &metadata, &files, &request->input, &read, &batch))
       return EXIT_FAILED;
+    if (batch == 0) {
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "the inputs hold a batch of 0: there is nothing to compare");
+      return EXIT_FAILED;
+    }
     inputs = (TensorList){read, executable->program->input_count};
   } else {
     if (!inputs_random(tool, graph_ports(tool, graph), graph->input_count, executable->program->max_batch, (uint64_t)request->seed, &random))

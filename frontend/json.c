@@ -373,9 +373,8 @@ const char *json_kind(const cJSON *item) {
 
 bool json_integer(const Json *json, const cJSON *item, const char *what, int64_t minimum, int64_t maximum, Diag *diag,
                   int64_t *out_value) {
-  const int64_t exact = INT64_C(1) << 53;
-  if (minimum < -exact) minimum = -exact;
-  if (maximum > exact) maximum = exact;
+  if (minimum < -JSON_INTEGER_LIMIT) minimum = -JSON_INTEGER_LIMIT;
+  if (maximum > JSON_INTEGER_LIMIT) maximum = JSON_INTEGER_LIMIT;
   const double value = cJSON_IsNumber(item) ? item->valuedouble : (double)NAN;
   if (value >= (double)minimum && value <= (double)maximum && rint(value) == value) {
     *out_value = (int64_t)value;

@@ -29,7 +29,9 @@ Location json_location(const Json *json, const cJSON *item);     /* where the va
 Location json_key_location(const Json *json, const cJSON *item); /* where its key starts (its value in arrays) */
 /* Member by exact, case-sensitive name, or NULL. */
 const cJSON *json_member(const cJSON *object, const char *name);
-/* An integer in [minimum, maximum]: integral and at most 2^53 in magnitude. Otherwise reports at the item:
+/* Largest magnitude of an integer: 2^53 itself is also what 2^53 + 1 is rounded to (RFC 8259, section 6). */
+#define JSON_INTEGER_LIMIT ((INT64_C(1) << 53) - 1)
+/* An integer in [minimum, maximum]: integral and within JSON_INTEGER_LIMIT. Otherwise reports at the item:
  * "<what>: expected an integer from 1 to 65535, found 1.5". */
 bool json_integer(const Json *json, const cJSON *item, const char *what, int64_t minimum, int64_t maximum, Diag *diag,
                   int64_t *out_value);

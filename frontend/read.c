@@ -139,12 +139,14 @@ bool import_is_name(Importer *importer, const cJSON *item, const char *name, con
 
 bool import_integer(Importer *importer, const cJSON *item, const Scope *scope, const char *what, int64_t minimum,
                     int64_t maximum, int64_t *out_value) {
-  if (cJSON_IsNumber(item) && item->valuedouble >= (double)minimum && item->valuedouble <= (double)maximum &&
-      rint(item->valuedouble) == item->valuedouble) {
-    *out_value = (int64_t)item->valuedouble;
-    return true;
-  }
   if (cJSON_IsNumber(item)) {
+    if (minimum < -JSON_INTEGER_LIMIT) minimum = -JSON_INTEGER_LIMIT;
+    if (maximum > JSON_INTEGER_LIMIT) maximum = JSON_INTEGER_LIMIT;
+    if (item->valuedouble >= (double)minimum && item->valuedouble <= (double)maximum &&
+        rint(item->valuedouble) == item->valuedouble) {
+      *out_value = (int64_t)item->valuedouble;
+      return true;
+    }
     char buffer[DOUBLE_TEXT_SIZE];
     return import_error(importer, item, "%s: %s: expected an integer from %lld to %lld, found %s", scope->label, what,
                         (long long)minimum, (long long)maximum, double_text(item->valuedouble, buffer));

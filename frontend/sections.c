@@ -1,4 +1,5 @@
 /* Inputs, inline weights, aliases, outputs and labels of a description. */
+#include <math.h>
 #include <string.h>
 
 #include "base/file.h"
@@ -133,7 +134,7 @@ static bool read_data(Importer *importer, const cJSON *data, const char *label, 
     }
     tensor_set(tensor, index, value->valuedouble);
     const double kept = tensor_get(tensor, index), given = value->valuedouble;
-    if (integer ? kept == given : kept - kept == 0) continue;
+    if (integer ? kept == given && fabs(given) <= (double)JSON_INTEGER_LIMIT : kept - kept == 0) continue;
     char buffer[DOUBLE_TEXT_SIZE];
     return import_error(importer, value, "%s: data[%lld]: %s does not fit %s", label, (long long)index,
                         double_text(given, buffer), data_type_name(tensor->dtype));

@@ -143,11 +143,19 @@ typedef struct GraphOutput {
 typedef enum HookKind { HOOK_ACTIVATION, HOOK_GRADIENT } HookKind;
 typedef enum HookAction { HOOK_STORE, HOOK_STATS, HOOK_CALL } HookAction;
 
+/* Options of the action `stats`: a histogram of `bins` bins over [low, high], and up to which value one counts as near
+ * zero. All zero: the defaults of attrs.def. */
+typedef struct HookStats {
+  int64_t bins;
+  double low, high, threshold;
+} HookStats;
+
 typedef struct Hook {
   const char *pattern; /* value name or pattern: "body", "layer*.conv2" */
   HookKind kind;
   HookAction action;
   Location location;
+  HookStats stats;
 } Hook;
 
 /* A group of layers with its own learning rate, which may be frozen. */

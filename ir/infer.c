@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "stats.h"
 
 /* --- attribute ranges ------------------------------------------------------------------------------ */
 
@@ -20,7 +21,7 @@ static const IntRange int_ranges[] = {
     {ATTR_ID_PADDING, 0, ATTRIBUTE_LIMIT},        {ATTR_ID_DILATION, 1, ATTRIBUTE_LIMIT},
     {ATTR_ID_OUTPUT_PADDING, 0, ATTRIBUTE_LIMIT}, {ATTR_ID_GROUPS, 1, INT32_MAX},
     {ATTR_ID_OUTPUT, 1, ATTRIBUTE_LIMIT},         {ATTR_ID_SIZE, 0, ATTRIBUTE_LIMIT},
-    {ATTR_ID_SCALE, 1, ATTRIBUTE_LIMIT},
+    {ATTR_ID_SCALE, 1, ATTRIBUTE_LIMIT},          {ATTR_ID_BINS, 1, STATS_BINS_MAX},
 };
 
 typedef struct FloatRange {
@@ -36,6 +37,9 @@ static const FloatRange float_ranges[] = {
     {ATTR_ID_VALUE, -INFINITY, INFINITY},
     {ATTR_ID_MIN, -INFINITY, INFINITY},
     {ATTR_ID_MAX, -INFINITY, INFINITY},
+    {ATTR_ID_LOW, -FLT_MAX, FLT_MAX},
+    {ATTR_ID_HIGH, -FLT_MAX, FLT_MAX},
+    {ATTR_ID_THRESHOLD, -FLT_MAX, FLT_MAX},
 };
 
 /* The integers of an attribute and a word for each, "" when there is only one. */

@@ -43,6 +43,7 @@ static const OpInfo infos[OP_COUNT] = {
 static const bool internal[OP_COUNT] = {
     [OP_INPUT] = true,       [OP_PARAMETER] = true, [OP_CONVERT] = true,
     [OP_BATCH_STATS] = true, [OP_BN_UPDATE] = true, [OP_BN_SCALE] = true,
+    [OP_STATS_PARTIAL] = true, [OP_STATS_FINAL] = true,
 };
 
 static const char *public_names[OP_COUNT];

@@ -505,6 +505,11 @@ static bool parse_hook(Parser *parser) {
   }
   hook.kind = (HookKind)kind;
   hook.action = (HookAction)action;
+  if (hook.action == HOOK_STATS) {
+    Attrs attrs = attrs_default();
+    if (!parser_attributes(parser, OP_STATS_PARTIAL, &attrs)) return false;
+    hook.stats = (HookStats){attrs.bins, attrs.low, attrs.high, attrs.threshold};
+  }
   graph->hooks = parser_grow(parser, graph->hooks, graph->hook_count, sizeof *graph->hooks);
   graph->hooks[graph->hook_count++] = hook;
   return true;

@@ -6,6 +6,7 @@
 
 #include "graph.h"
 #include "name_map.h"
+#include "stats.h"
 
 typedef struct Printer {
   Text *text;
@@ -382,7 +383,15 @@ static void print_requests(Printer *printer) {
     const Hook *hook = &graph->hooks[i];
     text_add(text, "  hook ");
     text_add_json(text, hook->pattern);
-    text_format(text, " %s %s\n", kinds[hook->kind], actions[hook->action]);
+    text_format(text, " %s %s", kinds[hook->kind], actions[hook->action]);
+    const Attrs attrs = stats_attrs(&hook->stats), defaults = attrs_default();
+    const AttrMask options = op_info(OP_STATS_PARTIAL)->attrs;
+    if (hook->action == HOOK_STATS && !attrs_equal(&attrs, &defaults, options)) {
+      text_add(text, " {");
+      attrs_print(text, &attrs, options);
+      text_add(text, "}");
+    }
+    text_add(text, "\n");
   }
   for (size_t i = 0; i < graph->group_count; i++) {
     const Group *group = &graph->groups[i];

@@ -5,12 +5,11 @@
  * "Arithmetic Complexity of Computations", 1980; Lavin, Gray, "Fast Algorithms for Convolutional Neural Networks",
  * arXiv 1509.09308.
  *
- * In memory a transformed value is A·A planes, one per position, each followed by a gap of 64 bytes so that equal places
- * of the planes do not fall into the same cache set:
- *   filters:  [K/b][A·A][C][b]                 stride[0]: one block of filters, stride[1]: one channel
- *   tiles:    [N][A·A][tile][C, padded to b]   stride[1]: one block of channels; the halo holds the padding that the
- *                                              tiles cover
- * stride[2] and stride[3] step a row and a column of the A × A positions. */
+ * In memory a transformed value is A·A planes, one per position, each followed by a gap of 64 bytes so that equal
+ * places of the planes do not fall into the same cache set: filters:  [K/b][A·A][C][b]                 stride[0]: one
+ * block of filters, stride[1]: one channel tiles:    [N][A·A][tile][C, padded to b]   stride[1]: one block of channels;
+ * the halo holds the padding that the tiles cover stride[2] and stride[3] step a row and a column of the A × A
+ * positions. */
 #ifndef KILN_IR_WINOGRAD_H
 #define KILN_IR_WINOGRAD_H
 

@@ -17,6 +17,7 @@
 #include "base/checked.h"
 #include "passes.h"
 #include "rewrite.h"
+#include "stats.h"
 
 enum { DEFAULT_LANES = 16 };
 
@@ -231,6 +232,13 @@ static bool layout_blocked(LayoutState *state, Node *node) {
   return need_operands(state, node, node->op_input_count);
 }
 
+/* Statistics are taken of the value as it lies: nothing is moved for them. */
+static bool layout_stats(LayoutState *state, Node *node) {
+  Node *value = node->inputs[0];
+  bool blocks_fit = is_blocked(value) && STATS_CHANNELS % value->layout.block == 0;
+  return need_layout(state, node, 0, blocks_fit ? value->layout : plain);
+}
+
 static bool layout_node(LayoutState *state, Node *node) {
   /* says itself what it makes */
   if (node->op == OP_CONVERT) return need_layout(state, node, 0, node->inputs[0]->layout);
@@ -238,6 +246,7 @@ static bool layout_node(LayoutState *state, Node *node) {
   if (node->op == OP_INPUT || node->op == OP_PARAMETER) return true;
   if (node->op == OP_CONV2D) return layout_conv2d(state, node);
   if (node->op == OP_LINEAR) return layout_linear(state, node);
+  if (node->op == OP_STATS_PARTIAL) return layout_stats(state, node);
   if (wants_blocked(node, state->lanes)) return layout_blocked(state, node);
   bool converted = false;
   for (int32_t i = 0; i < node->input_count; i++) converted = converted || is_blocked(node->inputs[i]);

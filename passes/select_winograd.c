@@ -63,19 +63,20 @@ static int32_t choose_block(const Machine *machine, int32_t vectors, int64_t til
   int32_t most = (machine->registers - vectors - (machine->fma ? 1 : 2)) / vectors;
   if (most > ROWS_MAX) most = ROWS_MAX;
   if (most < 1) most = 1;
-  if (tiles <= most) return (int32_t)tiles;
+  if (tiles <= most) return most;
   for (int32_t size = most; size > 1 && size > most - 3; size--)
     if (ceil_div(tiles, size) % 2 == 0) return size;
   return most;
 }
 
-/* Tiles whose transformed numbers leave half of the cache to the filters. When all filters fit there too, there is no
- * need to share a pass over them. */
-static int64_t choose_group(const Machine *machine, const WinogradPlan *plan, double positions, int64_t channels,
-                            int64_t all_tiles, double filter_bytes) {
+/* Tiles that share a pass over the filters: those whose transformed inputs and products the cache holds, or twice as
+ * many where reading the filters would take longer than the multiplications. When all filters fit as well, nothing is
+ * gained by sharing a pass. */
+static int64_t choose_group(const Machine *machine, const WinogradPlan *plan, int64_t all_tiles, double tile_bytes,
+                            double filter_bytes, double multiply) {
   if (filter_bytes < machine->cache / 2 && all_tiles > plan->block_tiles) return plan->block_tiles;
-  double tile_bytes = positions * 4 * (double)(channels + plan->panel_vectors * machine->lanes);
-  double tiles = machine->cache * 0.6 / tile_bytes;
+  double tiles = 1.2 * machine->cache / tile_bytes;
+  if (filter_bytes / (tiles * bytes_per_cycle) > multiply) tiles *= 2;
   if (tiles > (double)all_tiles) return all_tiles;
   return tiles < plan->block_tiles ? plan->block_tiles : (int64_t)tiles;
 }
@@ -92,16 +93,19 @@ static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machi
   double filter_bytes = positions * 4 * (double)channels * (double)(padded * machine->lanes);
   double image_tiles = (double)tiles, images = (double)batch;
   plan.split = tiles * batch <= SPLIT_BLOCKS * plan.block_tiles && padded / plan.panel_vectors > 1;
-  plan.group_tiles = (int32_t)choose_group(machine, &plan, positions, channels, tiles * batch, filter_bytes);
 
   double multiply = positions * image_tiles * (double)input->shape.dims[1] * (double)padded / multiply_adds_per_cycle;
-  double parallel = plan.block_tiles * plan.panel_vectors;
+  double parallel = fmin(plan.block_tiles, image_tiles * images) * plan.panel_vectors;
   if (parallel < latency) multiply *= latency / parallel;
+  double tile_bytes = positions * 4 * (double)(channels + padded * machine->lanes);
+  plan.group_tiles =
+      (int32_t)choose_group(machine, &plan, tiles * batch, tile_bytes, filter_bytes, multiply / image_tiles);
   double passes = fmax(image_tiles / plan.group_tiles, 1 / images);
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes * passes / bytes_per_cycle;
   /* loads, stores and arithmetic of the transforms of a vector, as measured */
   double input_vector = outputs == 2 ? 40 : 130, output_vector = outputs == 2 ? 25 : 90;
-  double transforms = image_tiles * (input_vector * (double)(channels / machine->lanes) + output_vector * (double)vectors);
+  double transforms =
+      image_tiles * (input_vector * (double)(channels / machine->lanes) + output_vector * (double)vectors);
   plan.cost = fmax(multiply, reading) + transforms;
   return plan;
 }
@@ -124,7 +128,8 @@ static bool takes_winograd(const Node *node, const Machine *machine, const bool 
   for (int d = 0; d < 2; d++)
     if (filter->shape.dims[2 + d] != WINOGRAD_TAPS || attrs->stride.values[d] != 1 || attrs->dilation.values[d] != 1)
       return false;
-  if (attrs->groups != 1 || node->layout.kind != LAYOUT_CHANNEL_BLOCK || node->layout.block != machine->lanes) return false;
+  if (attrs->groups != 1 || node->layout.kind != LAYOUT_CHANNEL_BLOCK || node->layout.block != machine->lanes)
+    return false;
   if (!layout_equal(input->layout, node->layout) || input->shape.dims[1] < machine->lanes) return false;
   for (int32_t d = 1; d < 4; d++)
     if (node->shape.dims[d] < 1) return false;

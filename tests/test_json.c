@@ -171,9 +171,10 @@ static void values_of_all_kinds_are_read(void **state) {
 static void integers_are_checked(void **state) {
   Fixture *fixture = *state;
   Json json;
-  assert_true(parse(fixture, "[1, 1.5, 0, 65535, 65536, \"7\", 1e300, -0.0, 9007199254740992, 1e3]", &json));
+  assert_true(parse(fixture, "[1, 1.5, 0, 65535, 65536, \"7\", 1e300, -0.0, 9007199254740991, 1e3, "
+                    "9007199254740993, -9007199254740993]", &json));
   static const char *const messages[] = {
-      NULL, "1.5", "0", NULL, "65536", "a string", "1e+300", "-0", "9007199254740992", NULL};
+      NULL, "1.5", "0", NULL, "65536", "a string", "1e+300", "-0", "9007199254740991", NULL};
   const cJSON *item = json.root->child;
   for (size_t i = 0; i < 10; i++, item = item->next) {
     clear_messages(fixture);
@@ -190,7 +191,13 @@ static void integers_are_checked(void **state) {
   int64_t value;
   const cJSON *large = cJSON_GetArrayItem(json.root, 8);
   assert_true(json_integer(&json, large, "size", 0, INT64_MAX, fixture->diag, &value));
-  assert_true(value == INT64_C(9007199254740992));
+  assert_true(value == INT64_C(9007199254740991));
+  /* 2^53 + 1 has been rounded to 2^53 by now: neither is taken */
+  for (int i = 10; i < 12; i++) {
+    clear_messages(fixture);
+    assert_false(json_integer(&json, cJSON_GetArrayItem(json.root, i), "size", INT64_MIN, INT64_MAX, fixture->diag, &value));
+    check_message_part(fixture, "size: expected an integer from -9007199254740991 to 9007199254740991, found ");
+  }
 }
 
 int main(void) {

@@ -24,7 +24,7 @@ bool conv_check_halo(const PlanKernel *kernel, const ConvShape *shape, Diag *dia
 bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 /* One input channel for one filter, everything blocked. */
 bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
-/* 3×3 with stride 1, filters transformed; see winograd.c. */
+/* 3×3 with stride 1, filters transformed; see conv_winograd.c. */
 bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 /* Any shape, everything plain. */
 bool cpu_conv_reference(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);

@@ -91,6 +91,18 @@ Value emit_select(Emit *emit, Value condition, Value yes, Value no);
 typedef void (*EmitVectorBody)(Emit *emit, void *context, int32_t lanes, Value index);
 void emit_vector_loop(Emit *emit, int64_t count, int32_t lanes, EmitVectorBody body, void *context);
 
+/* A function of its own beside the kernel, for the body of an inner loop: LLVM's loop passes take time that grows
+ * steeply with the depth of loops and the number of addresses in one function. Between begin and end all code goes into
+ * it; it sees its arguments only (pointers), and returns nothing. */
+typedef struct EmitRoutine {
+  Value function, caller;
+  LLVMBasicBlockRef call_site;
+} EmitRoutine;
+
+EmitRoutine emit_routine_begin(Emit *emit, const char *name, unsigned pointers, Value *out_arguments);
+void emit_routine_end(Emit *emit, const EmitRoutine *routine);
+void emit_routine_call(Emit *emit, const EmitRoutine *routine, Value *arguments);
+
 /* --- variables --------------------------------------------------------------------------------------- */
 /* A variable in the function's entry block. */
 Value emit_variable(Emit *emit, LLVMTypeRef type, const char *name);

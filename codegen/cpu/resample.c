@@ -77,7 +77,7 @@ bool cpu_upsample(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Di
   bool align = kernel->attrs.align_corners, nearest = kernel->attrs.mode == MODE_NEAREST;
   Rows rows = rows_begin(emit, kernel, out_work);
   Value source = emit->inputs[0], y = rows.index[2], row = NULL;
-  Between down = {NULL};
+  Between down = {.low = NULL};
   if (nearest)
     row = emit_mul_int(emit, emit_div_int(emit, emit_mul_int(emit, y, from[2]), to[2]), stride[2]);
   else

@@ -74,8 +74,8 @@ static void filter_channels(Emit *emit, const PlanKernel *kernel, int32_t valid,
     }
   }
   Value place = emit_add(emit, to, emit_mul_int(emit, channel.index, out->stride[1]));
-  filter_tile(emit, winograd_outputs(kernel->output.layout.kind), lanes, taps,
-              emit_address(emit, emit->output, place), out->stride[3]);
+  filter_tile(emit, winograd_outputs(kernel->output.layout.kind), lanes, taps, emit_address(emit, emit->output, place),
+              out->stride[3]);
   emit_loop_end(emit, &channel);
 }
 
@@ -165,8 +165,7 @@ void winograd_input_tile(Emit *emit, int32_t outputs, const PlanTensor *tensor, 
     Value row[WINOGRAD_MAX_SIZE], values[WINOGRAD_MAX_SIZE];
     for (int32_t j = 0; j < size; j++) row[j] = half[j][i];
     outputs == 2 ? input_column2(emit, row, values) : input_column4(emit, lanes, row, values);
-    for (int32_t j = 0; j < size; j++)
-      emit_store(emit, output, emit_int(emit, (i * size + j) * plane), values[j]);
+    for (int32_t j = 0; j < size; j++) emit_store(emit, output, emit_int(emit, (i * size + j) * plane), values[j]);
   }
 }
 
@@ -202,9 +201,9 @@ static void convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_
   emit_split(emit, item.index, 3, (int64_t[]){1, blocks, grid.rows}, digit);
   Value corner[4] = {digit[0], digit[1], emit_add_int(emit, emit_mul_int(emit, digit[2], outputs), -halo[0]), NULL};
   Value from = emit_add_int(emit, emit_offset(emit, in, corner), -halo[1] * stride[3]);
-  Value to = emit_add(emit, emit_mul_int(emit, digit[0], out->storage.stride[0]),
-                      emit_add(emit, emit_mul_int(emit, digit[1], block),
-                               emit_mul_int(emit, digit[2], grid.columns * tile_stride)));
+  Value to = emit_add(
+      emit, emit_mul_int(emit, digit[0], out->storage.stride[0]),
+      emit_add(emit, emit_mul_int(emit, digit[1], block), emit_mul_int(emit, digit[2], grid.columns * tile_stride)));
   EmitLoop tile = emit_loop_count(emit, grid.columns, 1, "tile");
   Value input = emit_add(emit, from, emit_mul_int(emit, tile.index, outputs * stride[3]));
   Value output = emit_add(emit, to, emit_mul_int(emit, tile.index, tile_stride));

@@ -13,8 +13,7 @@ void winograd_input_tile(Emit *emit, int32_t outputs, const PlanTensor *tensor, 
                          int64_t plane);
 /* AᵀmA of one tile of one block: reads A × A vectors at `products`, `plane` elements apart; out_values[i * m + j] is
  * the tile's output in row i, column j. */
-void winograd_output_tile(Emit *emit, int32_t outputs, int32_t lanes, Value products, int64_t plane,
-                          Value *out_values);
+void winograd_output_tile(Emit *emit, int32_t outputs, int32_t lanes, Value products, int64_t plane, Value *out_values);
 /* convert into a transformed layout. */
 bool winograd_convert(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 

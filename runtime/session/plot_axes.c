@@ -189,7 +189,7 @@ Axes axes_plan(Canvas *canvas, const PlotPanel *panel, double width, double heig
   axes.y_ticks = upright_ticks(canvas, &axes.y, plot_height);
   margins->left = 8 + widest_label(canvas, &axes.y_ticks) + TICK_GAP + TICK_LENGTH;
   if (has_text(panel->y.label)) margins->left += TEXT_LABEL + 6;
-  margins->right = 14;
+  margins->right = matrix ? 14 : fmax(14, chart_legend_room(canvas, panel, width, plot_height));
   if (matrix) {
     axes.color_ticks = upright_ticks(canvas, &axes.color, plot_height);
     margins->right = BAR_GAP + BAR_WIDTH + TICK_LENGTH + TICK_GAP + widest_label(canvas, &axes.color_ticks) + 10;

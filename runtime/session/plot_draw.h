@@ -17,12 +17,14 @@
 #define COLOR_GRID  0xE4E4E4U
 #define COLOR_EMPTY 0xD8D8D8U
 
-/* `detail`: pixels per unit that embedded pictures should have. Surface and context are released with the arena. */
+/* Surface and context are released with the arena. */
 typedef struct Canvas {
   cairo_surface_t *surface;
   cairo_t *cairo;
   Arena *arena;
-  double detail;
+  double detail; /* pixels per unit that embedded pictures should have */
+  Text output;   /* the bytes of an SVG document */
+  bool closed;   /* takes no further output */
 } Canvas;
 
 typedef struct Box {
@@ -88,6 +90,8 @@ void axes_draw_frame(Canvas *canvas, const Axes *axes, const PlotPanel *panel, c
 
 void chart_ranges(const PlotPanel *panel, Scale *out_x, Scale *out_y, bool *out_empty);
 void chart_draw(Canvas *canvas, const PlotPanel *panel, const Axes *axes, const Box *box);
+/* Units that a legend needs right of the data; 0 when it lies within. */
+double chart_legend_room(Canvas *canvas, const PlotPanel *panel, double width, double height);
 void matrix_ranges(const PlotPanel *panel, Scale *out_x, Scale *out_y, Scale *out_color, bool *out_empty);
 void matrix_draw(Canvas *canvas, const PlotPanel *panel, const Axes *axes, const Box *box);
 void picture_draw(Canvas *canvas, const Picture *picture, const Box *box);

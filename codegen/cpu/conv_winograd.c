@@ -4,17 +4,17 @@
  * its transformed tiles V [N][A·A][tile][C].
  *
  * Tiles of an image, in row-major order, are divided into register blocks of at most P tiles, of sizes that differ by
- * at most one. For each panel of f filters and each position ξ of the A × A ones, a register block is a matrix
+ * at most one. For each position ξ of the A × A ones and each panel of f filters, a register block is a matrix
  * product M[ξ] = V[ξ]·U[ξ] of P × C by C × f numbers, held in P·T accumulators: one step takes T vectors of U and P
- * broadcast scalars of V. As soon as a panel's M is complete, it is transformed back, with bias and epilogue. U thus
- * streams once through the cache for a group of register blocks; while one position is worked on, the next
- * one is fetched, spread evenly over all steps.
+ * broadcast scalars of V. M is then transformed back, with bias and epilogue. U thus streams once through the cache for
+ * a group of register blocks, and V and M are written and read once; while one panel is worked on, the next one is
+ * fetched, spread evenly over all steps.
  *
  * Two divisions of the work:
  *   image operand   an item is a register block. A call takes as many items at once as a group holds, transforms their
- *                   tiles into its scratch memory, and does all panels.
+ *                   tiles into its scratch memory, and does all panels. M is [A·A][tile][K].
  *   tiles operand   an item is a panel of one image: threads share V, and each reads only its part of U. For images of
- *                   few tiles.
+ *                   few tiles. M is [A·A][tile][f].
  *
  * An output depends on its own tile only, and every sum runs over the channels in order, so that results do not depend
  * on how items are divided or grouped. */
@@ -38,10 +38,12 @@ typedef struct Winograd {
   int64_t panel_vectors;  /* T */
   int64_t filter_vectors; /* vectors of output channels */
   int64_t panels;
-  int64_t row;      /* elements of V from tile to tile */
+  int64_t row, m_row; /* elements of V and M from tile to tile */
   int64_t v_plane, m_plane;
   int64_t prefetch; /* elements of the next U that a step over CHANNEL_UNROLL channels fetches */
-  Value next;       /* variable: their address */
+  /* the products of a register block: base tiles, base + 1 tiles, all tiles of `images` images */
+  EmitRoutine product, larger_product, images_product;
+  int64_t images;
   /* of the current group */
   Value v, m;   /* addresses of its first tile's numbers */
   Value origin; /* number of that tile, counted through all images */
@@ -66,8 +68,8 @@ static TileBlock tile_block(const Winograd *winograd, Value item) {
   if (winograd->larger > 0) {
     Value larger = emit_int(emit, winograd->larger);
     block.first = emit_add(emit, block.first, emit_min(emit, block.number, larger));
-    block.count = emit_select(emit, emit_less(emit, block.number, larger), emit_int(emit, winograd->base + 1),
-                              block.count);
+    block.count =
+        emit_select(emit, emit_less(emit, block.number, larger), emit_int(emit, winograd->base + 1), block.count);
   }
   Value first = emit_add(emit, emit_mul_int(emit, block.image, winograd->tiles), block.first);
   block.row = emit_sub(emit, first, winograd->origin);
@@ -87,8 +89,8 @@ static void transform_block(const Winograd *winograd, const TileBlock *block) {
   Value corner = emit_add(emit, emit_mul_int(emit, digit[0], winograd->outputs * in->stride[2]),
                           emit_mul_int(emit, digit[1], winograd->outputs * in->stride[3]));
   corner = emit_add(emit, corner, emit_mul_int(emit, block->image, in->stride[0]));
-  corner = emit_add_int(emit, corner, in->origin - winograd->shape.pad_top * in->stride[2] -
-                                          winograd->shape.pad_left * in->stride[3]);
+  corner = emit_add_int(
+      emit, corner, in->origin - winograd->shape.pad_top * in->stride[2] - winograd->shape.pad_left * in->stride[3]);
   Value place = emit_mul_int(emit, emit_add(emit, block->row, tile.index), winograd->row);
   EmitLoop channel = emit_loop_count(emit, winograd->row / winograd->lanes, 1, "input_block");
   Value input = emit_add(emit, corner, emit_mul_int(emit, channel.index, in->stride[1]));
@@ -101,14 +103,6 @@ static void transform_block(const Winograd *winograd, const TileBlock *block) {
 
 /* --- products ---------------------------------------------------------------------------------------- */
 
-static void prefetch_step(const Winograd *winograd) {
-  Emit *emit = winograd->emit;
-  Value address = emit_get(emit, emit->pointer, winograd->next);
-  for (int64_t at = 0; at < winograd->prefetch; at += LINE_BYTES / (int64_t)sizeof(float))
-    emit_prefetch_line(emit, address, emit_int(emit, at), false);
-  emit_set(emit, winograd->next, emit_address(emit, address, emit_int(emit, winograd->prefetch)));
-}
-
 /* Multiply-adds of `count` channels for `rows` tiles; `sums` are variables [row][vector]. */
 static void product_channels(const Winograd *winograd, int64_t rows, Value *sums, Value tiles, Value filters,
                              int64_t count) {
@@ -118,8 +112,7 @@ static void product_channels(const Winograd *winograd, int64_t rows, Value *sums
   for (int64_t c = 0; c < count; c++) {
     Value weights[MAX_BLOCK_VECTORS];
     for (int64_t k = 0; k < winograd->panel_vectors; k++)
-      weights[k] =
-          emit_load(emit, filters, emit_int(emit, (c * winograd->panel_vectors + k) * lanes), lanes);
+      weights[k] = emit_load(emit, filters, emit_int(emit, (c * winograd->panel_vectors + k) * lanes), lanes);
     for (int64_t row = 0; row < rows; row++) {
       Value number = emit_splat(emit, emit_load(emit, tiles, emit_int(emit, row * winograd->row + c), 1), lanes);
       for (int64_t k = 0; k < winograd->panel_vectors; k++) {
@@ -130,22 +123,34 @@ static void product_channels(const Winograd *winograd, int64_t rows, Value *sums
   }
 }
 
-/* `rows` tiles from row `first` of V and M on; the addresses are of a position's plane of V and M and panel of U. */
-static void product_block(const Winograd *winograd, int64_t rows, Value first, Value tiles, Value filters,
-                          Value products) {
+/* Fetches the lines of the step that begins at `channel`. */
+static void prefetch_step(const Winograd *winograd, Value next, Value channel) {
+  Emit *emit = winograd->emit;
+  /* whole lines a step, so that they follow each other */
+  Value address =
+      emit_address(emit, next, emit_mul_int(emit, emit_div_int(emit, channel, CHANNEL_UNROLL), winograd->prefetch));
+  for (int64_t at = 0; at < winograd->prefetch; at += LINE_BYTES / (int64_t)sizeof(float))
+    emit_prefetch_line(emit, address, emit_int(emit, at), false);
+}
+
+/* The products of `rows` tiles. Arguments: addresses in a position's planes of V and M, of a panel of U, and of what is
+ * to be fetched. */
+static EmitRoutine product_routine(const Winograd *winograd, const char *name, int64_t rows) {
   Emit *emit = winograd->emit;
   int64_t vectors = winograd->panel_vectors, channels = winograd->shape.channels;
   int64_t width = vectors * winograd->lanes, looped = channels / CHANNEL_UNROLL * CHANNEL_UNROLL;
   LLVMTypeRef vector = emit_float_type(emit, winograd->lanes);
+  Value arguments[4];
+  EmitRoutine routine = emit_routine_begin(emit, name, 4, arguments);
+  Value tiles = arguments[0], filters = arguments[1], products = arguments[2];
   Value *sums = arena_array(emit->arena, (size_t)(rows * vectors), Value);
   for (int64_t i = 0; i < rows * vectors; i++) {
     sums[i] = emit_variable(emit, vector, "sum");
     emit_set(emit, sums[i], emit_float(emit, winograd->lanes, 0));
   }
-  tiles = emit_address(emit, tiles, emit_mul_int(emit, first, winograd->row));
   if (looped > 0) {
     EmitLoop channel = emit_loop_count(emit, looped, CHANNEL_UNROLL, "channel");
-    prefetch_step(winograd);
+    prefetch_step(winograd, arguments[3], channel.index);
     product_channels(winograd, rows, sums, emit_address(emit, tiles, channel.index),
                      emit_address(emit, filters, emit_mul_int(emit, channel.index, width)), CHANNEL_UNROLL);
     emit_loop_end(emit, &channel);
@@ -153,34 +158,55 @@ static void product_block(const Winograd *winograd, int64_t rows, Value first, V
   if (looped < channels)
     product_channels(winograd, rows, sums, emit_address(emit, tiles, emit_int(emit, looped)),
                      emit_address(emit, filters, emit_int(emit, looped * width)), channels - looped);
-  products = emit_address(emit, products, emit_mul_int(emit, first, width));
   for (int64_t i = 0; i < rows * vectors; i++)
-    emit_store(emit, products, emit_int(emit, i * winograd->lanes), emit_get(emit, vector, sums[i]));
+    emit_store(emit, products, emit_int(emit, i / vectors * winograd->m_row + i % vectors * winograd->lanes),
+               emit_get(emit, vector, sums[i]));
+  emit_routine_end(emit, &routine);
+  return routine;
+}
+
+static void product_routines(Winograd *winograd) {
+  winograd->product = product_routine(winograd, "product", winograd->base);
+  if (winograd->larger > 0) winograd->larger_product = product_routine(winograd, "larger_product", winograd->base + 1);
+  if (winograd->images > 1)
+    winograd->images_product = product_routine(winograd, "images_product", winograd->images * winograd->tiles);
+}
+
+/* Where a position's numbers of the group are. */
+typedef struct ProductPlace {
+  Value tiles, filters, products, next;
+} ProductPlace;
+
+static void product_call(const Winograd *winograd, const EmitRoutine *routine, const TileBlock *block, Value number,
+                         const ProductPlace *place) {
+  Emit *emit = winograd->emit;
+  int64_t share = winograd->shape.channels / CHANNEL_UNROLL * winograd->prefetch;
+  Value arguments[4] = {emit_address(emit, place->tiles, emit_mul_int(emit, block->row, winograd->row)), place->filters,
+                        emit_address(emit, place->products, emit_mul_int(emit, block->row, winograd->m_row)),
+                        emit_address(emit, place->next, emit_mul_int(emit, number, share))};
+  emit_routine_call(emit, routine, arguments);
 }
 
 /* Register blocks [0, count) from `item` on. Images of few tiles: those of several images fill the registers. */
-static void product_blocks(const Winograd *winograd, Value item, Value count, Value tiles, Value filters,
-                           Value products) {
+static void product_blocks(const Winograd *winograd, Value item, Value count, const ProductPlace *place) {
   Emit *emit = winograd->emit;
   Value done = emit_int(emit, 0);
-  int64_t images = winograd->blocks == 1 ? winograd->kernel->choice.tile_pixels / winograd->tiles : 1;
-  if (images > winograd->group_blocks) images = winograd->group_blocks;
-  if (images > 1) {
-    done = emit_mul_int(emit, emit_div_int(emit, count, images), images);
-    EmitLoop several = emit_loop_begin(emit, emit_int(emit, 0), done, images, "images");
+  if (winograd->images > 1) {
+    done = emit_mul_int(emit, emit_div_int(emit, count, winograd->images), winograd->images);
+    EmitLoop several = emit_loop_begin(emit, emit_int(emit, 0), done, winograd->images, "images");
     TileBlock block = tile_block(winograd, emit_add(emit, item, several.index));
-    product_block(winograd, images * winograd->tiles, block.row, tiles, filters, products);
+    product_call(winograd, &winograd->images_product, &block, several.index, place);
     emit_loop_end(emit, &several);
   }
   EmitLoop single = emit_loop_begin(emit, done, count, 1, "block");
   TileBlock block = tile_block(winograd, emit_add(emit, item, single.index));
   if (winograd->larger == 0) {
-    product_block(winograd, winograd->base, block.row, tiles, filters, products);
+    product_call(winograd, &winograd->product, &block, single.index, place);
   } else {
     EmitIf larger = emit_if(emit, emit_less(emit, block.number, emit_int(emit, winograd->larger)), "larger");
-    product_block(winograd, winograd->base + 1, block.row, tiles, filters, products);
+    product_call(winograd, &winograd->larger_product, &block, single.index, place);
     emit_else(emit, &larger);
-    product_block(winograd, winograd->base, block.row, tiles, filters, products);
+    product_call(winograd, &winograd->product, &block, single.index, place);
     emit_end_if(emit, &larger);
   }
   emit_loop_end(emit, &single);
@@ -191,8 +217,8 @@ static void product_blocks(const Winograd *winograd, Value item, Value count, Va
 /* One tile of one vector of output channels, at row y and column x. */
 typedef struct OutputTile {
   const Winograd *winograd;
-  Value index[4];   /* image, vector of channels, y, x */
-  Value *operands;  /* addresses of the epilogue's operands that lie like the output, by input; NULL: others */
+  Value index[4];      /* image, vector of channels, y, x */
+  Value *operands;     /* addresses of the epilogue's operands that lie like the output, by input; NULL: others */
   int64_t row, column; /* of the tile: the number at hand */
 } OutputTile;
 
@@ -253,27 +279,26 @@ static void store_tile(OutputTile *tile, Value tile_row, Value tile_column, cons
   }
 }
 
-/* The tiles of a register block, for the panel's vectors of channels. */
-static void finish_block(const Winograd *winograd, const TileBlock *block, Value panel) {
+/* The tiles of a register block, for vectors [begin, end) of channels. */
+static void finish_block(const Winograd *winograd, const TileBlock *block, Value begin, Value end) {
   Emit *emit = winograd->emit;
-  int64_t vectors = winograd->panel_vectors, width = vectors * winograd->lanes;
-  Value first = emit_mul_int(emit, panel, vectors);
-  Value count = emit_min(emit, emit_int(emit, vectors), emit_sub(emit, emit_int(emit, winograd->filter_vectors), first));
   EmitLoop tile = emit_loop_begin(emit, emit_int(emit, 0), block->count, 1, "output_tile");
   Value digit[2];
   emit_split(emit, emit_add(emit, block->first, tile.index), 2, (int64_t[]){1, winograd->grid.columns}, digit);
-  Value row = emit_mul_int(emit, emit_add(emit, block->row, tile.index), width);
-  EmitLoop vector = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "output_vector");
-  Value products = emit_address(emit, winograd->m, emit_add(emit, row, emit_mul_int(emit, vector.index, winograd->lanes)));
+  Value row = emit_mul_int(emit, emit_add(emit, block->row, tile.index), winograd->m_row);
+  EmitLoop vector = emit_loop_begin(emit, begin, end, 1, "output_vector");
+  Value column = emit_mul_int(emit, emit_sub(emit, vector.index, begin), winograd->lanes);
+  Value products = emit_address(emit, winograd->m, emit_add(emit, row, column));
   Value values[WINOGRAD_MAX_SIZE * WINOGRAD_MAX_SIZE];
   winograd_output_tile(emit, winograd->outputs, winograd->lanes, products, winograd->m_plane, values);
   OutputTile output = {.winograd = winograd};
   output.index[0] = block->image;
-  output.index[1] = emit_add(emit, first, vector.index);
+  output.index[1] = vector.index;
   output.index[2] = emit_mul_int(emit, digit[0], winograd->outputs);
   output.index[3] = emit_mul_int(emit, digit[1], winograd->outputs);
   if (winograd->bias != NULL) {
-    Value place = emit_add_int(emit, emit_mul_int(emit, output.index[1], winograd->lanes), winograd->bias->storage.origin);
+    Value place =
+        emit_add_int(emit, emit_mul_int(emit, output.index[1], winograd->lanes), winograd->bias->storage.origin);
     Value bias = emit_load(emit, emit->inputs[2], place, winograd->lanes);
     for (int32_t i = 0; i < winograd->outputs * winograd->outputs; i++) values[i] = emit_fadd(emit, values[i], bias);
   }
@@ -292,7 +317,8 @@ static void emit_block_halo(const Winograd *winograd, const TileBlock *block, Va
   Value last = emit_add(emit, block->first, block->count);
   Value first_row = emit_div_int(emit, emit_add_int(emit, block->first, columns - 1), columns);
   Value end_row = emit_div_int(emit, emit_add_int(emit, last, columns - 1), columns);
-  Value end_y = emit_min(emit, emit_mul_int(emit, end_row, winograd->outputs), emit_int(emit, winograd->shape.out_height));
+  Value end_y =
+      emit_min(emit, emit_mul_int(emit, end_row, winograd->outputs), emit_int(emit, winograd->shape.out_height));
   EmitLoop vector = emit_loop_begin(emit, begin, end, 1, "halo_vector");
   EmitLoop y = emit_loop_begin(emit, emit_mul_int(emit, first_row, winograd->outputs), end_y, 1, "halo_row");
   emit_halo(emit, block->image, vector.index, y.index);
@@ -306,28 +332,34 @@ static void emit_block_halo(const Winograd *winograd, const TileBlock *block, Va
 static void emit_group(const Winograd *winograd, Value item, Value count, Value begin, Value end) {
   Emit *emit = winograd->emit;
   const Storage *filter = &winograd->filter->storage;
-  EmitLoop panel = emit_loop_begin(emit, begin, end, 1, "panel");
-  Value panel_filters = emit_address(
-      emit, emit->inputs[1], emit_add_int(emit, emit_mul_int(emit, panel.index, filter->stride[0]), filter->origin));
+  int64_t width = winograd->panel_vectors * winograd->lanes;
+  Value filters_begin = emit_address(emit, emit->inputs[1],
+                                     emit_add_int(emit, emit_mul_int(emit, begin, filter->stride[0]), filter->origin));
   EmitLoop position = emit_loop_count(emit, winograd->positions, 1, "position");
-  Value filters = emit_address(emit, panel_filters, emit_mul_int(emit, position.index, filter->stride[3]));
-  emit_set(emit, winograd->next, emit_address(emit, filters, emit_int(emit, filter->stride[3])));
-  product_blocks(winograd, item, count,
-                 emit_address(emit, winograd->v, emit_mul_int(emit, position.index, winograd->v_plane)), filters,
-                 emit_address(emit, winograd->m, emit_mul_int(emit, position.index, winograd->m_plane)));
+  Value first_panel = emit_address(emit, filters_begin, emit_mul_int(emit, position.index, filter->stride[3]));
+  Value tiles = emit_address(emit, winograd->v, emit_mul_int(emit, position.index, winograd->v_plane));
+  Value products = emit_address(emit, winograd->m, emit_mul_int(emit, position.index, winograd->m_plane));
+  EmitLoop panel = emit_loop_begin(emit, emit_int(emit, 0), emit_sub(emit, end, begin), 1, "panel");
+  Value filters = emit_address(emit, first_panel, emit_mul_int(emit, panel.index, filter->stride[0]));
+  Value last = emit_equal(emit, emit_add(emit, emit_add_int(emit, begin, 1), panel.index), end);
+  Value next = emit_select(emit, last, emit_address(emit, first_panel, emit_int(emit, filter->stride[3])),
+                           emit_address(emit, filters, emit_int(emit, filter->stride[0])));
+  const ProductPlace place = {tiles, filters, emit_address(emit, products, emit_mul_int(emit, panel.index, width)),
+                              next};
+  product_blocks(winograd, item, count, &place);
+  emit_loop_end(emit, &panel);
   emit_loop_end(emit, &position);
+
+  Value first_vector = emit_mul_int(emit, begin, winograd->panel_vectors);
+  Value end_vector =
+      emit_min(emit, emit_int(emit, winograd->filter_vectors), emit_mul_int(emit, end, winograd->panel_vectors));
   EmitLoop number = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "finish");
   TileBlock block = tile_block(winograd, emit_add(emit, item, number.index));
-  finish_block(winograd, &block, panel.index);
+  finish_block(winograd, &block, first_vector, end_vector);
   emit_loop_end(emit, &number);
-  emit_loop_end(emit, &panel);
-
-  Value first = emit_mul_int(emit, begin, winograd->panel_vectors);
-  Value last = emit_min(emit, emit_int(emit, winograd->filter_vectors),
-                        emit_mul_int(emit, end, winograd->panel_vectors));
   EmitLoop halo = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "halo");
   block = tile_block(winograd, emit_add(emit, item, halo.index));
-  emit_block_halo(winograd, &block, first, last);
+  emit_block_halo(winograd, &block, first_vector, end_vector);
   emit_loop_end(emit, &halo);
 }
 
@@ -357,8 +389,8 @@ static void emit_panel_items(Winograd *winograd) {
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
   Value panel = LLVMBuildUDiv(emit->builder, item.index, images, "panel");
   Value image = emit_sub(emit, item.index, LLVMBuildNSWMul(emit->builder, panel, images, ""));
-  winograd->v = emit_address(emit, emit->inputs[0],
-                             emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]), in->origin));
+  winograd->v =
+      emit_address(emit, emit->inputs[0], emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]), in->origin));
   winograd->origin = emit_mul_int(emit, image, winograd->tiles);
   emit_group(winograd, emit_mul_int(emit, image, winograd->blocks), emit_int(emit, winograd->blocks), panel,
              emit_add_int(emit, panel, 1));
@@ -415,11 +447,14 @@ bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   const int64_t line = LINE_BYTES / (int64_t)sizeof(float);
   int64_t rows = tiles ? winograd->tiles : winograd->group_blocks * largest_block(winograd);
   int64_t width = winograd->panel_vectors * winograd->lanes;
-  winograd->m_plane = round_up(rows * width, line) + line;
+  winograd->m_row = tiles ? width : winograd->panels * width;
+  winograd->m_plane = round_up(rows * winograd->m_row, line) + line;
   winograd->v_plane = tiles ? winograd->input->storage.stride[3] : round_up(rows * winograd->row, line) + line;
   int64_t steps = winograd->shape.channels / CHANNEL_UNROLL * winograd->group_blocks;
   winograd->prefetch = steps > 0 ? round_up(ceil_div(winograd->shape.channels * width, steps), line) : 0;
-  winograd->next = emit_variable(emit, emit->pointer, "next");
+  winograd->images = winograd->blocks == 1 ? kernel->choice.tile_pixels / winograd->tiles : 1;
+  if (winograd->images > winograd->group_blocks) winograd->images = winograd->group_blocks;
+  product_routines(winograd);
   *out_work = work_per_image(winograd->shape.images, tiles ? winograd->panels : winograd->blocks);
   out_work->scratch_bytes =
       winograd->positions * (winograd->m_plane + (tiles ? 0 : winograd->v_plane)) * (int64_t)sizeof(float);
