@@ -98,8 +98,8 @@ static const kiln_port *find_output(Tool *tool, const kiln_program *program, con
     if (strcmp(names[i], name) == 0) return &program->outputs[i];
   }
   const char *near = nearest_word(name, names, program->output_count);
-  diag_error(tool->diag, (Location){NULL, 0, 0}, "--output: the model has no output '%s'; %s '%s'", name,
-             near != NULL ? "did you mean" : "its first is", near != NULL ? near : names[0]);
+  diag_error(tool->diag, (Location){NULL, 0, 0}, "--output: the model has no output '%s'; %s '%s'%s", name,
+             near != NULL ? "did you mean" : "its first is", near != NULL ? near : names[0], near != NULL ? "?" : "");
   return NULL;
 }
 

@@ -21,9 +21,10 @@ typedef struct Code {
 enum { CPU_DEFAULT_MAX_THREADS = 64 };
 
 typedef struct CpuOptions {
-  int32_t threads;      /* compile kernels on this many threads; 0 or 1: one */
+  int32_t threads;      /* compile kernels on this many threads; 0: as many as there are processors, at most 8 */
   uint32_t max_threads; /* kiln_program.max_threads; 0: CPU_DEFAULT_MAX_THREADS */
   bool embed;           /* the program refers to the symbol NAME_embedded_weights */
+  const char *cache_dir; /* folder that keeps objects from run to run, see codegen/cpu/object_cache.h; NULL: none */
 } CpuOptions;
 
 /* Relocatable objects of a program: one per distinct kernel, and one with the tables and the entry points

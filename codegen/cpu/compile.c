@@ -1,10 +1,12 @@
 /* Drives code generation: a module per distinct kernel, one with the tables, each translated on its own. */
 #include <assert.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <string.h>
 
 #include <llvm-c/Analysis.h>
+#include <llvm-c/BitWriter.h>
 #include <llvm-c/Core.h>
 #include <llvm-c/TargetMachine.h>
 #include <llvm-c/Transforms/PassBuilder.h>
@@ -13,6 +15,7 @@
 #include "codegen.h"
 #include "emit.h"
 #include "kiln_abi.h"
+#include "object_cache.h"
 #include "tables.h"
 
 typedef bool CpuEmit(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
@@ -31,12 +34,23 @@ static CpuEmit *const emitters[OP_COUNT] = {
 
 typedef enum OutputKind { OUTPUT_OBJECT, OUTPUT_ASSEMBLY, OUTPUT_IR } OutputKind;
 
+/* Ways to translate a module. Tables: code that every processor of the architecture runs. Prepare kernels run once:
+ * LLVM's quickest translation takes a seventh of the time of the default one, and copying weights is as fast. */
+typedef enum MachineKind { MACHINE_RUN, MACHINE_PREPARE, MACHINE_TABLES, MACHINE_KIND_COUNT } MachineKind;
+
+/* The target machines of a worker, made when first used: what LLVM derives from a target is kept in them. */
+typedef struct Machines {
+  LLVMTargetMachineRef items[MACHINE_KIND_COUNT];
+} Machines;
+
 /* One module on its way through LLVM. Its LLVM objects belong to `arena`, its result to the arena of its worker. */
 typedef struct Unit {
   const Plan *plan;
   const char *symbol;
   OutputKind kind;
-  const PlanKernel *kernel;
+  const PlanKernel *kernel; /* NULL: the tables */
+  ObjectCache *cache;       /* may be NULL */
+  Machines *machines;
   KernelWork work; /* result */
   Code code;       /* result: object or text, in `results` */
   Arena *arena, *results;
@@ -57,7 +71,6 @@ static bool internal_error(Unit *unit, const char *stage, const char *message) {
 
 static void dispose_context(void *context) { LLVMContextDispose(context); }
 static void dispose_module(void *module) { LLVMDisposeModule(module); }
-static void dispose_machine(void *machine) { LLVMDisposeTargetMachine(machine); }
 static void dispose_builder(void *builder) { LLVMDisposeBuilder(builder); }
 
 /* Without a handler LLVM prints and, on errors, exits. */
@@ -69,23 +82,46 @@ static void handle_diagnostic(LLVMDiagnosticInfoRef info, void *context) {
   LLVMDisposeMessage(text);
 }
 
-/* `baseline`: code that every processor of the architecture runs. */
-static bool open_machine(Unit *unit, bool baseline) {
-  const Target *target = unit->plan->target;
-  bool x86 = strncmp(target->triple, "x86_64", 6) == 0;
-  const char *cpu = !x86 ? "generic" : baseline ? "x86-64" : target->isa;
+static MachineKind machine_kind(const Unit *unit) {
+  if (unit->kernel == NULL) return MACHINE_TABLES;
+  bool prepare = (size_t)(unit->kernel - unit->plan->kernels) < unit->plan->prepare_count;
+  return prepare ? MACHINE_PREPARE : MACHINE_RUN;
+}
+
+static const char *cpu_name(const Unit *unit) {
+  if (strncmp(unit->plan->target->triple, "x86_64", 6) != 0) return "generic";
+  return machine_kind(unit) == MACHINE_TABLES ? "x86-64" : unit->plan->target->isa;
+}
+
+static const char *feature_names(const Unit *unit) {
+  return strncmp(unit->plan->target->triple, "x86_64", 6) == 0 ? "" : "+neon";
+}
+
+static void dispose_machines(void *argument) {
+  const Machines *machines = argument;
+  for (int kind = 0; kind < MACHINE_KIND_COUNT; kind++) {
+    if (machines->items[kind] != NULL) LLVMDisposeTargetMachine(machines->items[kind]);
+  }
+}
+
+static bool open_machine(Unit *unit) {
+  LLVMTargetMachineRef *machine = &unit->machines->items[machine_kind(unit)];
+  unit->machine = *machine;
+  if (unit->machine != NULL) return true;
+  const char *triple = unit->plan->target->triple;
   LLVMTargetRef llvm_target;
   char *message = NULL;
-  if (LLVMGetTargetFromTriple(target->triple, &llvm_target, &message)) {
+  if (LLVMGetTargetFromTriple(triple, &llvm_target, &message)) {
     internal_error(unit, "target selection", message);
     LLVMDisposeMessage(message);
     return false;
   }
-  unit->machine = LLVMCreateTargetMachine(llvm_target, target->triple, cpu, x86 ? "" : "+neon", LLVMCodeGenLevelDefault,
-                                          LLVMRelocPIC, LLVMCodeModelDefault);
-  if (unit->machine == NULL) return internal_error(unit, "target selection", "no target machine");
-  arena_defer(unit->arena, dispose_machine, unit->machine);
-  return true;
+  LLVMCodeGenOptLevel level =
+      machine_kind(unit) == MACHINE_PREPARE ? LLVMCodeGenLevelNone : LLVMCodeGenLevelDefault;
+  *machine = LLVMCreateTargetMachine(llvm_target, triple, cpu_name(unit), feature_names(unit), level, LLVMRelocPIC,
+                                     LLVMCodeModelDefault);
+  unit->machine = *machine;
+  return unit->machine != NULL || internal_error(unit, "target selection", "no target machine");
 }
 
 static void set_target(Unit *unit) {
@@ -114,7 +150,7 @@ static bool run_passes(Unit *unit) {
 }
 
 /* Writes the module's object or text to unit->code. */
-static bool translate(Unit *unit) {
+static bool translate_module(Unit *unit) {
   if (!run_passes(unit)) return false;
   if (unit->kind == OUTPUT_IR) {
     char *text = LLVMPrintModuleToString(unit->module);
@@ -134,6 +170,35 @@ static bool translate(Unit *unit) {
   unit->code = (Code){arena_copy(unit->results, LLVMGetBufferStart(buffer), size), size};
   LLVMDisposeMemoryBuffer(buffer);
   return diag_error_count(unit->diag) == 0;
+}
+
+static void dispose_buffer(void *buffer) { LLVMDisposeMemoryBuffer(buffer); }
+
+/* All that the object depends on: what is done to the module, and the module itself. OBJECT_FORMAT counts changes of
+ * the former that the text does not show. */
+static Code object_key(const Unit *unit) {
+  enum { OBJECT_FORMAT = 1 };
+  unsigned major, minor, patch;
+  LLVMGetVersion(&major, &minor, &patch);
+  const char *head = arena_format(unit->arena, "object %d, Kiln %s, LLVM %u.%u.%u, %s, %s, %s, machine %d\n", OBJECT_FORMAT,
+                                  KILN_VERSION, major, minor, patch, unit->plan->target->triple, cpu_name(unit),
+                                  feature_names(unit), machine_kind(unit));
+  LLVMMemoryBufferRef module = LLVMWriteBitcodeToMemoryBuffer(unit->module);
+  arena_defer(unit->arena, dispose_buffer, module);
+  size_t head_size = strlen(head), size = LLVMGetBufferSize(module);
+  char *key = arena_array(unit->arena, head_size + size, char);
+  memcpy(key, head, head_size);
+  memcpy(key + head_size, LLVMGetBufferStart(module), size);
+  return (Code){key, head_size + size};
+}
+
+static bool translate(Unit *unit) {
+  if (unit->cache == NULL || unit->kind != OUTPUT_OBJECT) return translate_module(unit);
+  const Code key = object_key(unit);
+  if (object_cache_load(unit->cache, &key, unit->arena, unit->results, &unit->code)) return true;
+  if (!translate_module(unit)) return false;
+  object_cache_store(unit->cache, &key, &unit->code, unit->arena);
+  return true;
 }
 
 static void open_context(Unit *unit) {
@@ -228,7 +293,7 @@ static bool compile_kernel(Unit *unit) {
   const char *name = kernel_symbol(unit->symbol, unit->kernel->code, unit->arena);
   unit->module = LLVMModuleCreateWithNameInContext(name, unit->context);
   arena_defer(unit->arena, dispose_module, unit->module);
-  if (!open_machine(unit, false)) return false;
+  if (!open_machine(unit)) return false;
   set_target(unit);
   return build_kernel(unit) && translate(unit);
 }
@@ -240,7 +305,7 @@ static bool compile_tables(Unit *unit, const KernelWork *work, const CpuOptions 
   arena_defer(unit->arena, dispose_module, unit->module);
   LLVMSetModuleIdentifier(unit->module, unit->symbol, strlen(unit->symbol));
   LLVMSetSourceFileName(unit->module, unit->symbol, strlen(unit->symbol));
-  if (!open_machine(unit, true)) return false;
+  if (!open_machine(unit)) return false;
   set_target(unit);
   return translate(unit);
 }
@@ -257,6 +322,7 @@ typedef struct Queue {
 typedef struct Worker {
   Queue *queue;
   Arena *results, *scratch;
+  Machines machines;
   pthread_t thread;
   bool started;
 } Worker;
@@ -270,6 +336,7 @@ static void worker_compile(Worker *worker, Unit *unit) {
   } else {
     unit->arena = worker->scratch;
     unit->results = worker->results;
+    unit->machines = &worker->machines;
     unit->diag = diag_create(worker->results);
     if (!compile_kernel(unit)) atomic_store(&worker->queue->failed, true);
   }
@@ -291,6 +358,7 @@ static void destroy_arena(void *arena) { arena_destroy(arena); }
 static Worker *worker_create(Queue *queue, Arena *arena) {
   Worker *worker = arena_new(arena, Worker);
   worker->queue = queue;
+  arena_defer(arena, dispose_machines, &worker->machines);
   worker->results = arena_create(NULL);
   if (worker->results == NULL) arena_fail(arena);
   arena_defer(arena, destroy_arena, worker->results);
@@ -300,12 +368,20 @@ static Worker *worker_create(Queue *queue, Arena *arena) {
   return worker;
 }
 
+/* As many as this process may use at once. */
+static size_t default_threads(void) {
+  enum { DEFAULT_THREADS_LIMIT = 8 };
+  cpu_set_t set;
+  int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  return count > DEFAULT_THREADS_LIMIT ? DEFAULT_THREADS_LIMIT : count > 0 ? (size_t)count : 1;
+}
+
 /* All units, on `threads` threads of which the caller is one. Results stand in the units whatever the order. */
 static bool compile_units(Unit *units, size_t count, int32_t threads, Arena *arena, Diag *diag) {
   Queue *queue = arena_new(arena, Queue);
   queue->units = units;
   queue->count = count;
-  size_t workers = threads > 1 ? (size_t)threads : 1;
+  size_t workers = threads > 0 ? (size_t)threads : default_threads();
   if (workers > count) workers = count > 0 ? count : 1;
   Worker **list = arena_array(arena, workers, Worker *);
   for (size_t i = 0; i < workers; i++) list[i] = worker_create(queue, arena);
@@ -332,6 +408,7 @@ static bool compile_units(Unit *units, size_t count, int32_t threads, Arena *are
 static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind kind, const char *symbol,
                          Arena *scratch, Diag *diag, Unit **out_units, size_t *out_count, int64_t *out_scratch_bytes) {
   llvm_initialize();
+  ObjectCache *cache = options->cache_dir != NULL ? object_cache_create(options->cache_dir, scratch) : NULL;
   Unit *units = arena_array(scratch, plan->kernel_count + 1, Unit);
   Unit **unit_of = arena_array(scratch, plan->kernel_count, Unit *);
   size_t count = 0;
@@ -339,14 +416,17 @@ static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind
     assert(plan->kernels[i].code <= i);
     if (plan->kernels[i].code < i) continue;
     unit_of[i] = &units[count++];
-    *unit_of[i] = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .kernel = &plan->kernels[i]};
+    *unit_of[i] = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .kernel = &plan->kernels[i], .cache = cache};
   }
   if (!compile_units(units, count, options->threads, scratch, diag)) return false;
   KernelWork *work = arena_array(scratch, plan->kernel_count, KernelWork);
   for (size_t i = 0; i < plan->kernel_count; i++) work[i] = unit_of[plan->kernels[i].code]->work;
   Unit *tables = &units[count++];
-  *tables = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .arena = scratch, .results = scratch, .diag = diag};
+  *tables = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .cache = cache, .arena = scratch, .results = scratch,
+                   .diag = diag, .machines = arena_new(scratch, Machines)};
+  arena_defer(scratch, dispose_machines, tables->machines);
   if (!compile_tables(tables, work, options)) return false;
+  if (cache != NULL) object_cache_finish(cache, OBJECT_CACHE_BYTES, scratch, diag);
   *out_units = units;
   *out_count = count;
   *out_scratch_bytes = work_scratch_bytes(work, plan->kernel_count);

@@ -204,7 +204,7 @@ static void list_entries(DIR *folder, EntryList *list, Arena *scratch) {
 void object_cache_finish(ObjectCache *cache, int64_t limit, Arena *scratch, Diag *diag) {
   int error = atomic_load(&cache->error);
   if (error != 0)
-    diag_warning(diag, (Location){cache->folder, 0, 0}, "compiled kernels cannot be kept here: %s", strerror(error));
+    diag_warning(diag, (Location){0}, "compiled kernels cannot be kept in %s: %s", cache->folder, strerror(error));
   if (!atomic_load(&cache->stored)) return;
   DIR *folder = opendir(cache->folder);
   if (folder == NULL) return;
@@ -212,8 +212,11 @@ void object_cache_finish(ObjectCache *cache, int64_t limit, Arena *scratch, Diag
   EntryList list = {NULL, 0, 0, 0};
   list_entries(folder, &list, scratch);
   if (list.bytes <= limit) return;
-  sort_items(list.items, list.count, sizeof *list.items, compare_age);
+  const void **oldest = arena_array(scratch, 2 * list.count, const void *);
+  for (size_t i = 0; i < list.count; i++) oldest[i] = &list.items[i];
+  sort_pointers(oldest, oldest + list.count, list.count, compare_age);
   for (size_t i = 0; i < list.count && list.bytes > limit; i++) {
-    if (unlinkat(dirfd(folder), list.items[i].name, 0) == 0 || errno == ENOENT) list.bytes -= list.items[i].bytes;
+    const Entry *entry = oldest[i];
+    if (unlinkat(dirfd(folder), entry->name, 0) == 0 || errno == ENOENT) list.bytes -= entry->bytes;
   }
 }

@@ -1,11 +1,11 @@
 /* Executables and contexts: the public functions that compile, load and run programs. */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/file.h"
 #include "core/loader.h"
 #include "core/runner.h"
+#include "memory.h"
 #include "safetensors.h"
 #include "session.h"
 
@@ -141,8 +141,8 @@ static bool weights_from_caller(kiln_executable *executable, const char *path, O
     executable->parameters[i] = tensor->data;
   }
   if (!complete) return false;
-  void *blob = arena_alloc_aligned(executable->arena, (size_t)program->prepared_bytes + 1, 4096);
-  void *temporary = arena_alloc_aligned(operation->scratch, (size_t)program_prepare_bytes(program, 1) + 1, 4096);
+  void *blob = memory_blob(&executable->allocator, executable->arena, (size_t)program->prepared_bytes);
+  void *temporary = memory_blob(&executable->allocator, operation->scratch, (size_t)program_prepare_bytes(program, 1));
   int status = program->prepare(executable->parameters, blob, temporary, NULL);
   if (status != KILN_OK) {
     operation->status = (kiln_status)status;
@@ -194,23 +194,6 @@ const kiln_program *kiln_executable_program(const kiln_executable *executable) {
 const kiln_weights *kiln_executable_weights(const kiln_executable *executable) { return &executable->weights; }
 
 /* --- contexts ------------------------------------------------------------------------------------------ */
-
-static void *memory_allocate(const Allocator *allocator, size_t size) {
-  enum { WORKSPACE_ALIGNMENT = 4096 };
-  void *memory;
-  if (allocator->allocate != NULL) memory = allocator->allocate(allocator->context, size, WORKSPACE_ALIGNMENT);
-  else memory = aligned_alloc(WORKSPACE_ALIGNMENT, (size + WORKSPACE_ALIGNMENT - 1) / WORKSPACE_ALIGNMENT * WORKSPACE_ALIGNMENT);
-#ifdef MADV_HUGEPAGE
-  if (memory != NULL && size >= (size_t)4 << 20) madvise(memory, size, MADV_HUGEPAGE); /* only a hint */
-#endif
-  return memory;
-}
-
-static void memory_release(const Allocator *allocator, void *pointer, size_t size) {
-  if (pointer == NULL) return;
-  if (allocator->allocate == NULL) free(pointer);
-  else allocator->release(allocator->context, pointer, size);
-}
 
 kiln_status kiln_context_create(const kiln_executable *executable, const kiln_context_options *options,
                                 kiln_context **out_context, kiln_error *error) {

@@ -4,6 +4,7 @@
 #include "base/checked.h"
 #include "base/file.h"
 #include "core/runner.h"
+#include "memory.h"
 #include "session.h"
 
 static Precision precision_of(kiln_precision precision) {
@@ -79,13 +80,12 @@ static bool parameter_pointers(const Graph *graph, const Plan *plan, Arena *aren
   return complete;
 }
 
-/* A blob allocated outside arenas that must go back to the host's allocator. */
-static void *blob_create(Arena *arena, size_t bytes) { return arena_alloc_aligned(arena, bytes > 0 ? bytes : 1, 4096); }
+static const Allocator malloc_and_free = {NULL, NULL, NULL};
 
 static bool run_prepare(const kiln_program *program, const void *const *parameters, void *blob, uint32_t threads,
                         Arena *scratch, Diag *diag, kiln_status *out_status) {
   threads = threads > 0 ? threads : 1;
-  void *temporary = blob_create(scratch, (size_t)program_prepare_bytes(program, threads));
+  void *temporary = memory_blob(&malloc_and_free, scratch, (size_t)program_prepare_bytes(program, threads));
   Pool *pool = threads > 1 ? pool_create(threads, NULL) : NULL;
   kiln_io io = {0, pool != NULL ? pool_parallel_for : NULL, pool, pool != NULL ? threads : 1, 0};
   int status = program->prepare(parameters, blob, temporary, &io);
@@ -117,7 +117,7 @@ bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_o
     *out_status = KILN_ERROR_INTERNAL;
     return false;
   }
-  void *blob = blob_create(executable->arena, (size_t)executable->program->prepared_bytes);
+  void *blob = memory_blob(&executable->allocator, executable->arena, (size_t)executable->program->prepared_bytes);
   if (!run_prepare(executable->program, pointers, blob, threads, scratch, diag, out_status)) return false;
   /* run steps may read small parameters as they are: keep copies, the model may go away */
   executable->parameters = arena_array(executable->arena, plan->parameter_count + 1, const void *);
@@ -154,7 +154,7 @@ bool build_prepared(const Graph *graph, const Plan *plan, const kiln_compile_opt
   if (!cpu_compile(&prepare, &cpu, arena, diag, &objects)) return false;
   if (!jit_load(&objects, arena, diag, &program)) return false;
   kiln_status status;
-  *out_blob = blob_create(arena, (size_t)plan->prepared_bytes);
+  *out_blob = memory_blob(&malloc_and_free, arena, (size_t)plan->prepared_bytes);
   return run_prepare(program, pointers, *out_blob, threads, arena, diag, &status);
 }
 
