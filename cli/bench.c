@@ -20,6 +20,7 @@ typedef struct BenchState {
   const void **inputs;
   void **outputs;
   const kiln_program *program;
+  double compile_seconds, prepare_seconds;
   int64_t *kernel_samples; /* [round][step] nanoseconds */
   size_t round;
 } BenchState;
@@ -48,7 +49,7 @@ static bool run_once(Tool *tool, BenchState *state, double *out_seconds) {
   kiln_error error;
   double started = seconds_now();
   if (kiln_run(state->context, state->batch, state->inputs, state->outputs, &error) != KILN_OK) {
-    diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
+    tool_library_error(tool, &error);
     return false;
   }
   *out_seconds = seconds_now() - started;
@@ -71,7 +72,7 @@ static bool bench_kernels(Tool *tool, BenchState *state, size_t rounds) {
   kiln_error error;
   for (state->round = 0; state->round < rounds; state->round++)
     if (kiln_run_steps(state->context, state->batch, state->inputs, state->outputs, kernel_observer, state, &error) != KILN_OK) {
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
+      tool_library_error(tool, &error);
       return false;
     }
   double *samples = arena_array(tool->arena, rounds, double), *medians = arena_array(tool->arena, steps + 1, double), total = 0;
@@ -139,23 +140,28 @@ static int measure(Tool *tool, const BenchRequest *request, BenchState *state, u
   qsort(samples, count, sizeof *samples, compare_double);
   double median = quantile(samples, count, 0.5), p10 = quantile(samples, count, 0.1), p90 = quantile(samples, count, 0.9);
   double flops = program_flops(state->program, state->batch);
+  /* reading the description and the weights, and the passes */
+  double import = build_seconds - state->compile_seconds - state->prepare_seconds;
   if (request->json) {
     Text text;
     text_init(&text, tool->arena);
     text_add(&text, "{\"model\":");
     text_add_json(&text, state->program->name);
     text_format(&text, ",\"isa\":\"%s\",\"batch\":%lld,\"threads\":%u,\"runs\":%zu,\"median_ms\":%.6f,\"p10_ms\":%.6f,\"p90_ms\":%.6f,"
-                "\"min_ms\":%.6f,\"gflop\":%.6f,\"gflops\":%.3f,\"build_ms\":%.3f,\"first_run_ms\":%.3f}\n",
+                "\"min_ms\":%.6f,\"gflop\":%.6f,\"gflops\":%.3f,\"build_ms\":%.3f,\"import_ms\":%.3f,\"compile_ms\":%.3f,"
+                "\"prepare_ms\":%.3f,\"first_run_ms\":%.3f}\n",
                 state->program->isa, (long long)state->batch, threads, count, 1e3 * median, 1e3 * p10, 1e3 * p90, 1e3 * samples[0],
-                1e-9 * flops, 1e-9 * flops / median, 1e3 * build_seconds, 1e3 * first);
+                1e-9 * flops, 1e-9 * flops / median, 1e3 * build_seconds, 1e3 * import, 1e3 * state->compile_seconds, 1e3 * state->prepare_seconds,
+                1e3 * first);
     fputs(text.data, stdout);
     return EXIT_OK;
   }
   printf("%s  %s  batch %lld  %u thread%s  %zu runs\n", state->program->name, state->program->isa, (long long)state->batch, threads,
          threads == 1 ? "" : "s", count);
   printf("median %.3f ms   p10 %.3f   p90 %.3f   min %.3f\n", 1e3 * median, 1e3 * p10, 1e3 * p90, 1e3 * samples[0]);
-  printf("%.3f GFLOP   %.1f GFLOP/s   %.1f images/s   compiled and loaded in %.0f ms\n", 1e-9 * flops, 1e-9 * flops / median,
-         (double)state->batch / median, 1e3 * build_seconds);
+  printf("%.3f GFLOP   %.1f GFLOP/s   %.1f images/s\n", 1e-9 * flops, 1e-9 * flops / median, (double)state->batch / median);
+  printf("import %.0f ms   compile %.0f ms   prepare weights %.0f ms   first run %.1f ms\n", 1e3 * import,
+         1e3 * state->compile_seconds, 1e3 * state->prepare_seconds, 1e3 * first);
   return EXIT_OK;
 }
 
@@ -164,7 +170,6 @@ static int bench_body(Tool *tool, void *context) {
   kiln_executable *executable;
   Graph *graph;
   Plan *plan;
-  double started = seconds_now();
   TensorList initial = {NULL, 0};
   if (!is_library(request->path) && request->model.weights == NULL) {
     /* speed does not depend on the values: initial weights will do */
@@ -172,11 +177,13 @@ static int bench_body(Tool *tool, void *context) {
     if (!model_open(tool, request->path, &request->model, &described)) return EXIT_FAILED;
     weights_initialise(described, 1, tool->arena, &initial);
   }
+  double started = seconds_now();
   if (!executable_open(tool, request->path, &request->model, &initial, 1, &executable, &graph, &plan))
     return graph != NULL && plan == NULL && diag_error_count(tool->diag) == 0 ? EXIT_OK : EXIT_FAILED;
   double build_seconds = seconds_now() - started;
   const kiln_program *program = executable->program;
-  BenchState state = {.batch = request->run_batch > 0 ? request->run_batch : program->max_batch, .program = program};
+  BenchState state = {.batch = request->run_batch > 0 ? request->run_batch : program->max_batch, .program = program,
+                      .compile_seconds = executable->compile_seconds, .prepare_seconds = executable->prepare_seconds};
   TensorList inputs;
   if (!inputs_random(tool, program->inputs, program->input_count, state.batch, 1, &inputs)) return EXIT_FAILED;
   state.inputs = arena_array(tool->arena, program->input_count + 1, const void *);
@@ -188,7 +195,7 @@ static int bench_body(Tool *tool, void *context) {
   kiln_context_options options = {.threads = threads};
   kiln_error error;
   if (kiln_context_create(executable, &options, &state.context, &error) != KILN_OK) {
-    diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
+    tool_library_error(tool, &error);
     return EXIT_FAILED;
   }
   int code = measure(tool, request, &state, threads, build_seconds);
@@ -207,8 +214,13 @@ static int bench_run(int argc, char **argv) {
       {"json", 0, OPTION_FLAG, &request.json, NULL, "print JSON", 0, 0},
       {"serve", 0, OPTION_FLAG, &request.serve, NULL, "answer each line of standard input by the median of some runs in ms", 0, 0},
       {"rounds", 0, OPTION_INT, &request.rounds, "R", "runs per line with --serve (default 5)", 1, 100000},
+      {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "with a hook, e.g. 'layer*:activation:stats'", 0, 0},
       SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model){.name = NULL}};
   int code = options_parse(&verb_bench, options, argc, argv, 1, 1, &request.path);
+  if (code < 0 && request.seconds < 0) {
+    fprintf(stderr, "kiln bench: --seconds: expected a number of at least 0, found %g\n", request.seconds);
+    return EXIT_USAGE;
+  }
   return code >= 0 ? code : tool_run(bench_body, &request);
 }
 

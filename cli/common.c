@@ -63,6 +63,18 @@ void tool_usage_error(Tool *tool, const char *format, ...) {
   tool->wrong_usage = true;
 }
 
+void tool_library_error(Tool *tool, const kiln_error *error) {
+  static const char mark[] = ": error: ";
+  for (const char *line = error->message; *line != '\0';) {
+    size_t length = strcspn(line, "\n");
+    char *text = arena_string_n(tool->arena, line, length), *found = strstr(text, mark);
+    if (found != NULL) *found = '\0';
+    diag_error(tool->diag, (Location){found != NULL && strcmp(text, "kiln") != 0 ? text : NULL, 0, 0}, "%s",
+               found != NULL ? found + strlen(mark) : text);
+    line += length + (line[length] == '\n');
+  }
+}
+
 int output_finish(int code) {
   errno = 0;
   bool failed = fflush(stdout) != 0, earlier = ferror(stdout) != 0;
@@ -136,33 +148,61 @@ bool shape_parse(Tool *tool, const char *text, ShapeOverride *out_shape) {
   return true;
 }
 
+/* "bins=40,range=0..10,threshold=0.05", any of them. */
+static bool stats_parse(char *options, HookStats *out_stats) {
+  const Attrs attrs = attrs_default();
+  *out_stats = (HookStats){attrs.bins, attrs.low, attrs.high, attrs.threshold};
+  for (char *key, *rest = options; (key = strtok_r(rest, ",", &rest)) != NULL;) {
+    char *value = strchr(key, '=');
+    if (value == NULL) return false;
+    *value++ = '\0';
+    char *dots = strstr(value, "..");
+    if (strcmp(key, "bins") == 0) {
+      if (!parse_int(value, &out_stats->bins) || out_stats->bins < 1) return false;
+    } else if (strcmp(key, "threshold") == 0) {
+      if (!parse_double(value, &out_stats->threshold)) return false;
+    } else if (strcmp(key, "range") == 0 && dots != NULL) {
+      *dots = '\0';
+      if (!parse_double(value, &out_stats->low) || !parse_double(dots + 2, &out_stats->high)) return false;
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
+
+/* VALUE[:KIND[:ACTION[:OPTIONS]]]; `text` is cut up. */
+static bool hook_parse(char *text, Hook *out_hook) {
+  enum { PARTS = 4 };
+  char *parts[PARTS] = {text};
+  for (int i = 1; i < PARTS && parts[i - 1] != NULL; i++) {
+    parts[i] = strchr(parts[i - 1], ':');
+    if (parts[i] != NULL) *parts[i]++ = '\0';
+  }
+  const char *kind = parts[1], *action = parts[2];
+  *out_hook = (Hook){.pattern = text, .kind = HOOK_ACTIVATION, .action = HOOK_STORE};
+  if (kind != NULL && strcmp(kind, "gradient") == 0) out_hook->kind = HOOK_GRADIENT;
+  else if (kind != NULL && kind[0] != '\0' && strcmp(kind, "activation") != 0) return false;
+  if (action != NULL && strcmp(action, "stats") == 0) out_hook->action = HOOK_STATS;
+  else if (action != NULL && strcmp(action, "call") == 0) out_hook->action = HOOK_CALL;
+  else if (action != NULL && strcmp(action, "store") != 0) return false;
+  return parts[3] == NULL || (out_hook->action == HOOK_STATS && stats_parse(parts[3], &out_hook->stats));
+}
+
 static bool add_hooks(Tool *tool, Graph *graph, const OptionList *hooks) {
   if (hooks->count == 0) return true;
   Hook *all = arena_array(tool->arena, graph->hook_count + hooks->count, Hook);
   if (graph->hook_count > 0) memcpy(all, graph->hooks, graph->hook_count * sizeof *all);
-  size_t count = graph->hook_count;
   for (size_t i = 0; i < hooks->count; i++) {
-    char *text = arena_string(tool->arena, hooks->items[i]);
-    char *kind = strchr(text, ':');
-    if (kind != NULL) *kind++ = '\0';
-    char *action = kind != NULL ? strchr(kind, ':') : NULL;
-    if (action != NULL) *action++ = '\0';
-    if (kind == NULL) kind = text + strlen(text);
-    Hook hook = {text, HOOK_ACTIVATION, HOOK_STORE, {NULL, 0, 0}};
-    bool known = true;
-    if (strcmp(kind, "gradient") == 0) hook.kind = HOOK_GRADIENT;
-    else known = kind[0] == '\0' || strcmp(kind, "activation") == 0;
-    if (action != NULL && strcmp(action, "stats") == 0) hook.action = HOOK_STATS;
-    else if (action != NULL && strcmp(action, "call") == 0) hook.action = HOOK_CALL;
-    else known = known && (action == NULL || strcmp(action, "store") == 0);
-    if (!known) {
-      tool_usage_error(tool, "--hook: expected VALUE[:activation|gradient[:store|stats|call]], found '%s'", hooks->items[i]);
-      return false;
-    }
-    all[count++] = hook;
+    if (hook_parse(arena_string(tool->arena, hooks->items[i]), &all[graph->hook_count + i])) continue;
+    tool_usage_error(tool,
+                     "--hook: expected VALUE[:activation|gradient[:store|stats|call]], and after stats "
+                     ":bins=N,range=LOW..HIGH,threshold=T, found '%s'",
+                     hooks->items[i]);
+    return false;
   }
   graph->hooks = all;
-  graph->hook_count = count;
+  graph->hook_count += hooks->count;
   return true;
 }
 
@@ -179,9 +219,20 @@ bool model_open(Tool *tool, const char *path, const ModelOptions *options, Graph
          weights_bind(*out_graph, &tensors, options->weights, true, tool->diag);
 }
 
+/* Where compiled kernels are kept, as cli/common.h says. Relative paths in XDG_CACHE_HOME are to be ignored. */
+static const char *cache_folder(Arena *arena) {
+  const char *cache = getenv("KILN_CACHE"), *folder = getenv("KILN_CACHE_DIR");
+  if (cache != NULL && strcmp(cache, "off") == 0) return NULL;
+  if (folder != NULL && folder[0] != '\0') return folder;
+  const char *user = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+  if (user != NULL && user[0] == '/') return arena_format(arena, "%s/kiln", user);
+  return home != NULL && home[0] == '/' ? arena_format(arena, "%s/.cache/kiln", home) : NULL;
+}
+
 bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_options *out_options) {
   kiln_compile_options result = {.cpu = options->cpu, .triple = options->triple, .disabled_passes = options->disable};
-  result.threads = options->threads > 0 ? (uint32_t)options->threads : 1;
+  result.threads = (uint32_t)options->threads;
+  result.cache_dir = cache_folder(tool->arena);
   if (options->device != NULL && strcmp(options->device, "cpu") != 0) {
     tool_usage_error(tool, "--device: expected cpu, found '%s'", options->device);
     return false;

@@ -20,6 +20,8 @@ typedef struct Tool {
 int tool_run(int (*body)(Tool *tool, void *request), void *request);
 /* Reports a malformed option; the body then returns EXIT_FAILED as for other errors. */
 void tool_usage_error(Tool *tool, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Reports what a function of kiln.h said: a message for each line, which may begin with "FILE: error: ". */
+void tool_library_error(Tool *tool, const kiln_error *error);
 /* Flushes standard output at the end of the program. A reader that went away early is no failure; a full disk is. */
 int output_finish(int code);
 
@@ -53,7 +55,8 @@ typedef struct ModelOptions {
 
 /* Reads the description with the shapes given, adds hooks, binds the weights file when there is one. */
 bool model_open(Tool *tool, const char *path, const ModelOptions *options, Graph **out_graph);
-/* Fills compile options: batch maximum, precision, threads. Checks --device. */
+/* Fills compile options: batch maximum, precision, threads, cache. Checks --device. Compiled kernels are kept in
+ * $KILN_CACHE_DIR, else $XDG_CACHE_HOME/kiln, else $HOME/.cache/kiln, unless KILN_CACHE is "off". */
 bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_options *out_options);
 /* Plan with the dump options; *out_plan is NULL after --stop-after (the IR has been printed). */
 bool model_plan(Tool *tool, const Graph *graph, const ModelOptions *options, const kiln_compile_options *compile,
@@ -75,7 +78,7 @@ double seconds_now(void);
 void table_print(FILE *stream, Arena *arena, const char *const *cells, size_t rows, size_t columns, const char *align);
 
 /* Verbs. */
-extern const Verb verb_bench, verb_check, verb_compile, verb_explain, verb_init, verb_inspect, verb_ops, verb_run,
-    verb_summary, verb_verify;
+extern const Verb verb_bench, verb_check, verb_compile, verb_explain, verb_grad, verb_heatmap, verb_init, verb_inspect, verb_ops, verb_run,
+    verb_stats, verb_summary, verb_verify;
 
 #endif

@@ -17,7 +17,7 @@ static bool write_text(Tool *tool, const char *path, const Text *text) {
 
 static bool emit_object(Tool *tool, const Graph *graph, const Plan *plan, const kiln_compile_options *compile, const char *output) {
   bool embed = compile->weights == KILN_WEIGHTS_EMBED;
-  CpuOptions cpu = {.threads = (int32_t)compile->threads, .embed = embed};
+  CpuOptions cpu = {.threads = (int32_t)compile->threads, .embed = embed, .cache_dir = compile->cache_dir};
   CpuObjects objects;
   if (!cpu_compile(plan, &cpu, tool->arena, tool->diag, &objects)) return false;
   Code *all = arena_array(tool->arena, objects.count + 1, Code);

@@ -14,39 +14,48 @@ static bool bind_parameters(Tool *tool, Graph *graph, const TensorList *inputs) 
   return known.count == 0 || weights_bind(graph, &known, "--inputs", true, tool->diag);
 }
 
-bool executable_open(Tool *tool, const char *path, const ModelOptions *options, const TensorList *inputs, int64_t batch,
-                     kiln_executable **out_executable, Graph **out_graph, Plan **out_plan) {
-  kiln_error error;
+bool executable_from_graph(Tool *tool, Graph *graph, const ModelOptions *options, const TensorList *files, int64_t batch,
+                           kiln_executable **out_executable, Plan **out_plan) {
   kiln_compile_options compile;
-  *out_graph = NULL;
+  Graph *optimised;
   *out_plan = NULL;
   if (!compile_options(tool, options, &compile)) return false;
-  if (is_library(path)) {
-    if (options->shapes.count > 0 || options->hooks.count > 0 || options->cpu != NULL || options->disable != NULL) {
-      diag_error(tool->diag, (Location){path, 0, 0}, "is compiled already: --shape, --hook, --cpu and --disable need a description");
-      return false;
-    }
-    if (kiln_open_library(NULL, path, options->weights, out_executable, &error) != KILN_OK) {
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
-      return false;
-    }
-    arena_defer(tool->arena, destroy_executable, *out_executable);
-    return true;
-  }
-  Graph *graph, *optimised;
-  Plan *plan;
-  if (!model_open(tool, path, options, &graph)) return false;
-  if (inputs != NULL && !bind_parameters(tool, graph, inputs)) return false;
+  if (files != NULL && !bind_parameters(tool, graph, files)) return false;
   if (compile.max_batch == 0 && batch > graph->max_batch) compile.max_batch = batch;
-  if (!model_plan(tool, graph, options, &compile, &optimised, &plan)) return false;
-  *out_graph = graph;
-  *out_plan = plan;
-  if (plan == NULL) return false; /* --stop-after has printed what was asked for */
+  if (!model_plan(tool, graph, options, &compile, &optimised, out_plan)) return false;
+  if (*out_plan == NULL) return false; /* --stop-after has printed what was asked for */
   kiln_executable *executable = arena_new(tool->arena, kiln_executable);
   executable->arena = tool->arena;
   kiln_status status = KILN_ERROR_INPUT;
   *out_executable = executable;
-  return build_executable(graph, plan, &compile, executable, tool->arena, tool->diag, &status);
+  return build_executable(graph, *out_plan, &compile, executable, tool->arena, tool->diag, &status);
+}
+
+static bool library_executable(Tool *tool, const char *path, const ModelOptions *options, kiln_executable **out_executable) {
+  kiln_error error;
+  if (options->shapes.count > 0 || options->hooks.count > 0 || options->cpu != NULL || options->disable != NULL) {
+    diag_error(tool->diag, (Location){path, 0, 0}, "is compiled already: --shape, --hook, --cpu and --disable need a description");
+    return false;
+  }
+  if (kiln_open_library(NULL, path, options->weights, out_executable, &error) != KILN_OK) {
+    tool_library_error(tool, &error);
+    return false;
+  }
+  arena_defer(tool->arena, destroy_executable, *out_executable);
+  return true;
+}
+
+bool executable_open(Tool *tool, const char *path, const ModelOptions *options, const TensorList *inputs, int64_t batch,
+                     kiln_executable **out_executable, Graph **out_graph, Plan **out_plan) {
+  kiln_compile_options compile;
+  Graph *graph;
+  *out_graph = NULL;
+  *out_plan = NULL;
+  if (!compile_options(tool, options, &compile)) return false;
+  if (is_library(path)) return library_executable(tool, path, options, out_executable);
+  if (!model_open(tool, path, options, &graph)) return false;
+  *out_graph = graph;
+  return executable_from_graph(tool, graph, options, inputs, batch, out_executable, out_plan);
 }
 
 bool run_batches(Tool *tool, const kiln_executable *executable, uint32_t threads, const Tensor *inputs, int64_t batch,
@@ -71,7 +80,7 @@ bool run_batches(Tool *tool, const kiln_executable *executable, uint32_t threads
   kiln_context_options options = {.threads = threads};
   kiln_status status = kiln_context_create(executable, &options, &context, &error);
   if (status != KILN_OK) {
-    diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
+    tool_library_error(tool, &error);
     return false;
   }
   for (int64_t first = 0; first < batch && status == KILN_OK; first += program->max_batch) {
@@ -84,7 +93,7 @@ bool run_batches(Tool *tool, const kiln_executable *executable, uint32_t threads
   }
   kiln_context_destroy(context);
   if (status != KILN_OK) {
-    diag_error(tool->diag, (Location){NULL, 0, 0}, "%s", error.message);
+    tool_library_error(tool, &error);
     return false;
   }
   *out_outputs = outputs;

@@ -1,6 +1,7 @@
 #include "options.h"
 
 #include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,7 +52,7 @@ static bool option_store(const Verb *verb, const Option *option, const char *val
       return true;
     }
     case OPTION_DOUBLE:
-      if (parse_double(value, option->target)) return true;
+      if (parse_double(value, option->target) && isfinite(*(double *)option->target)) return true;
       fprintf(stderr, "kiln %s: --%s: expected a number, found '%s'\n", verb->name, option->name, value);
       return false;
   }
@@ -98,8 +99,9 @@ int options_parse(const Verb *verb, const Option *options, int argc, char **argv
   }
   int found = argc - optind;
   if (found < minimum || found > maximum) {
-    fprintf(stderr, "kiln %s: expected %s%d argument%s, found %d\n", verb->name, minimum == maximum ? "" : "at least ", minimum,
-            minimum == 1 ? "" : "s", found);
+    int limit = found < minimum ? minimum : maximum;
+    fprintf(stderr, "kiln %s: expected %s%d argument%s, found %d\n", verb->name,
+            minimum == maximum ? "" : found < minimum ? "at least " : "at most ", limit, limit == 1 ? "" : "s", found);
     return usage_error(verb);
   }
   for (int i = 0; i < found; i++) positional[i] = argv[optind + i];

@@ -8,7 +8,6 @@
 #include "json.h"
 #include "safetensors.h"
 #include "session/npy.h"
-#include "session/picture.h"
 
 /* --- metadata ------------------------------------------------------------------------------------------- */
 
@@ -19,7 +18,7 @@ static void floats_read(const cJSON *array, FloatList *list) {
 
 bool metadata_read(Tool *tool, const kiln_program *program, Metadata *out_metadata) {
   Preprocess *all = arena_array(tool->arena, program->input_count + 1, Preprocess);
-  *out_metadata = (Metadata){all, NULL, 0};
+  *out_metadata = (Metadata){all, NULL, 0, -1};
   if (program->metadata == NULL || program->metadata[0] == '\0') return true;
   Json json;
   if (!json_parse("metadata", program->metadata, strlen(program->metadata), tool->arena, tool->diag, &json)) return false;
@@ -108,9 +107,9 @@ static bool fit_tensor(Tool *tool, const kiln_port *port, const Tensor *tensor, 
   return true;
 }
 
-/* Resize so that the shorter side is `resize` (or so that the crop just fits), crop the centre, scale, normalise. */
-static bool fit_picture(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, const Picture *picture,
-                        Tensor *out_tensor) {
+/* Resize so that the shorter side is `resize` (or so that the crop just fits), crop the centre. */
+bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, const Picture *picture,
+                  Picture *out_view) {
   if (port->rank != 4 || port->dims[2] < 1 || port->dims[3] < 1 || port->dims[2] > PICTURE_MAX_SIDE || port->dims[3] > PICTURE_MAX_SIDE) {
     Shape shape = port_shape(port);
     diag_error(tool->diag, (Location){file, 0, 0}, "a picture fits inputs of shape [N,C,H,W], but input '%s' is [%s]: expected .npy or .safetensors",
@@ -131,10 +130,18 @@ static bool fit_picture(Tool *tool, const kiln_port *port, const Preprocess *pre
     return false;
   }
   Picture sized = picture_resize(picture, (int32_t)new_width, (int32_t)new_height, tool->arena);
-  Picture cropped = picture_crop_centre(&sized, width, height, tool->arena);
-  if (!picture_to_tensor(&cropped, port->name, port->dims[1], tool->arena, tool->diag, out_tensor)) return false;
+  *out_view = picture_crop_centre(&sized, width, height, tool->arena);
+  return true;
+}
+
+static bool fit_picture(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, const Picture *picture,
+                        Tensor *out_tensor) {
+  Picture view;
+  if (!picture_view(tool, port, preprocess, file, picture, &view) ||
+      !picture_to_tensor(&view, port->name, port->dims[1], tool->arena, tool->diag, out_tensor))
+    return false;
   float *data = out_tensor->data;
-  int64_t plane = (int64_t)width * height;
+  int64_t plane = port->dims[2] * port->dims[3];
   for (int64_t c = 0; c < port->dims[1]; c++) {
     int64_t m = preprocess->mean.count > 1 ? c : 0, s = preprocess->std.count > 1 ? c : 0;
     float mean = preprocess->mean.count > 0 ? (float)preprocess->mean.values[m] : 0.0f;
@@ -195,6 +202,9 @@ static bool known_input(Tool *tool, const kiln_program *program, const char *nam
   return false;
 }
 
+/* The input that gradients of class scores add. */
+static bool is_class(const kiln_port *port) { return port->dtype == KILN_I64 && strcmp(port->name, "class") == 0; }
+
 bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metadata, const TensorList *files,
                  const OptionList *single, Tensor **out_inputs, int64_t *out_batch) {
   Tensor *inputs = arena_array(tool->arena, program->input_count + 1, Tensor);
@@ -214,6 +224,11 @@ bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metada
     if (count > 0 && !stack(tool, port, parts, count, &inputs[i])) return false;
     const Tensor *tensor = count == 0 && files != NULL ? tensor_find(files, port->name) : NULL;
     if (tensor != NULL && !fit_tensor(tool, port, tensor, "--inputs", &inputs[i])) return false;
+    if (count == 0 && tensor == NULL && is_class(port)) {
+      if (metadata->class_number >= 0) continue;
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "gradients of which class? Use --class K, or give integers '%s' in --inputs", port->name);
+      return false;
+    }
     if (count == 0 && tensor == NULL) {
       Shape shape = port_shape(port);
       diag_error(tool->diag, (Location){NULL, 0, 0}, "input '%s' %s[%s] is not given; use --input %s=FILE or --inputs FILE.safetensors",
@@ -231,6 +246,15 @@ bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metada
     first = port->name;
   }
   if (*out_batch < 0) *out_batch = 1;
+  for (uint32_t i = 0; i < program->input_count; i++) {
+    const kiln_port *port = &program->inputs[i];
+    if (inputs[i].data != NULL || !is_class(port)) continue;
+    Shape shape = port_shape(port);
+    if (port->batched) shape.dims[0] = *out_batch;
+    inputs[i] = tensor_create(tool->arena, port->name, DTYPE_I64, shape);
+    int64_t count = tensor_elements(&inputs[i]);
+    for (int64_t n = 0; n < count; n++) tensor_set(&inputs[i], n, (double)metadata->class_number);
+  }
   *out_inputs = inputs;
   return true;
 }

@@ -3,12 +3,14 @@
 #define KILN_CLI_PORTS_H
 
 #include "common.h"
+#include "session/picture.h"
 
 /* What a program's metadata says: see kiln_program.metadata. */
 typedef struct Metadata {
   const Preprocess *preprocess; /* per input */
   const char **labels;
   size_t label_count;
+  int64_t class_number; /* for an integer input "class" that no file gives; −1: none chosen */
 } Metadata;
 
 bool metadata_read(Tool *tool, const kiln_program *program, Metadata *out_metadata);
@@ -21,6 +23,9 @@ bool labels_read(Tool *tool, const char *path, Metadata *metadata);
  * (NAME=A NAME=B) make a batch. Sets the batch (1 when no input is batched). */
 bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metadata, const TensorList *files,
                  const OptionList *single, Tensor **out_inputs, int64_t *out_batch);
+/* The part of a picture that the input sees: resized and cropped, not normalised. */
+bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, const Picture *picture,
+                  Picture *out_view);
 /* Whether output_write knows the file's ending. */
 bool output_check(Tool *tool, const char *path);
 /* Writes one output: .npy, .safetensors or .png by the name's ending. */

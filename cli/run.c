@@ -10,7 +10,7 @@ typedef struct RunRequest {
   ModelOptions model;
   const char *path, *inputs, *outputs, *hooks_out, *labels, *range;
   OptionList input, output;
-  int64_t top;
+  int64_t top, class_number;
 } RunRequest;
 
 static bool write_list(Tool *tool, const char *path, Tensor *tensors, size_t count) {
@@ -160,6 +160,7 @@ static int run_body(Tool *tool, void *context) {
   int64_t batch;
   const kiln_program *program = executable->program;
   if (!metadata_read(tool, program, &metadata)) return EXIT_FAILED;
+  metadata.class_number = request->class_number;
   if (request->labels != NULL && !labels_read(tool, request->labels, &metadata)) return EXIT_FAILED;
   for (size_t i = 0; i < request->output.count; i++) {
     const char *name, *path;
@@ -175,7 +176,7 @@ static int run_body(Tool *tool, void *context) {
 }
 
 static int run_run(int argc, char **argv) {
-  RunRequest request = {.top = 5};
+  RunRequest request = {.top = 5, .class_number = -1};
   const Option options[] = {
       WEIGHTS_OPTION(request.model)
       {"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "PNG, JPEG, .npy or safetensors; again for a batch", 0, 0},
@@ -185,7 +186,8 @@ static int run_run(int argc, char **argv) {
       {"range", 0, OPTION_TEXT, &request.range, "LOW,HIGH", "values that become black and white in a PNG (default: min, max)", 0, 0},
       {"labels", 0, OPTION_TEXT, &request.labels, "FILE", "class names, one per line", 0, 0},
       {"top", 0, OPTION_INT, &request.top, "K", "classes to print per image (default 5; 0: none)", 0, 1000},
-      {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "also hand out a value, e.g. body:activation:store", 0, 0},
+      {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "also hand out a value: body:activation:store, or 'layer*:activation:stats:bins=40,range=0..10'", 0, 0},
+      {"class", 0, OPTION_INT, &request.class_number, "K", "the class whose score gradient hooks differentiate", 0, INT32_MAX},
       {"hooks-out", 0, OPTION_TEXT, &request.hooks_out, "FILE", "write hooked values to a safetensors file", 0, 0},
       {"device", 0, OPTION_TEXT, &request.model.device, "NAME", "cpu", 0, 0},
       SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){.name = NULL}};
@@ -201,5 +203,7 @@ const Verb verb_run = {
     "  kiln run examples/resnet34.json --weights w.safetensors --input image=cat.jpg --labels classes.txt\n"
     "  kiln run examples/edges_rgb.json --input image=cat.jpg --output edge=edges.png\n"
     "  kiln run model.json --weights w.safetensors --inputs in.safetensors --outputs out.safetensors --threads 2\n"
-    "  kiln run libmodel.so --input image=cat.jpg",
+    "  kiln run libmodel.so --input image=cat.jpg\n"
+    "  kiln run model.json --weights w.safetensors --input image=cat.jpg --hook body:activation:store --hook body:gradient:store\n"
+    "      --class 281 --hooks-out hooks.safetensors",
     run_run};

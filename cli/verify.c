@@ -70,6 +70,10 @@ static int verify_body(Tool *tool, void *context) {
   Plan *plan;
   int64_t batch = 1;
   TensorList files = {NULL, 0}, random;
+  if (request->tolerance < 0) {
+    tool_usage_error(tool, "--tolerance: expected a number of at least 0, found %g", request->tolerance);
+    return EXIT_FAILED;
+  }
   if (is_library(request->path)) {
     diag_error(tool->diag, (Location){request->path, 0, 0}, "verify needs a description, found a compiled library");
     return EXIT_USAGE;

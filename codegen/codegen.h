@@ -37,6 +37,8 @@ typedef struct CpuObjects {
   int64_t scratch_bytes; /* kiln_program.scratch_bytes */
 } CpuObjects;
 
+/* How many threads `threads` stands for in CpuOptions. */
+int32_t cpu_threads(int32_t threads);
 bool cpu_compile(const Plan *plan, const CpuOptions *options, Arena *arena, Diag *diag, CpuObjects *out_objects);
 /* The same as text: LLVM IR or assembly of all modules, one after the other. */
 bool cpu_print(const Plan *plan, const CpuOptions *options, bool assembly, Arena *arena, Diag *diag, Text *out_text);

@@ -156,20 +156,56 @@ static bool check_hooked(Importer *importer, const cJSON *item, const char *labe
                       import_suggestion(importer, item->valuestring, names, count));
 }
 
+static bool read_number(Importer *importer, const cJSON *item, const char *what, double *out_value) {
+  if (!cJSON_IsNumber(item)) return import_error(importer, item, "%s: expected a number, found %s", what, json_kind(item));
+  *out_value = item->valuedouble;
+  return true;
+}
+
+static bool read_hook_stats(Importer *importer, const cJSON *item, const char *label, HookAction action,
+                            HookStats *stats) {
+  enum { BINS_MAX = 254 };
+  const cJSON *bins = json_member(item, "bins"), *range = json_member(item, "range");
+  const cJSON *threshold = json_member(item, "threshold"), *any = bins ? bins : range ? range : threshold;
+  if (!any) return true;
+  if (action != HOOK_STATS)
+    return import_error(importer, any, "%s: %s is an option of the action 'stats' only", label, any->string);
+  const Attrs attrs = attrs_default();
+  *stats = (HookStats){attrs.bins, attrs.low, attrs.high, attrs.threshold};
+  bool good = true;
+  const char *what = arena_format(importer->arena, "%s: bins", label);
+  if (bins) good &= json_integer(&importer->json, bins, what, 1, BINS_MAX, importer->diag, &stats->bins);
+  what = arena_format(importer->arena, "%s: threshold", label);
+  if (threshold) good &= read_number(importer, threshold, what, &stats->threshold);
+  if (!range) return good;
+  what = arena_format(importer->arena, "%s: range", label);
+  if (!import_is_array(importer, range, what)) return false;
+  if (import_size(range) != 2)
+    return import_error(importer, range, "%s: expected [low, high], found %zu elements", what, import_size(range));
+  if (!read_number(importer, range->child, what, &stats->low) ||
+      !read_number(importer, range->child->next, what, &stats->high))
+    return false;
+  if (!((float)stats->low < (float)stats->high))
+    return import_error(importer, range, "%s: the first number must be below the second", what);
+  return good;
+}
+
 static bool read_hook(Importer *importer, const cJSON *item, const char *label, Hook *hook) {
-  static const char *const keys[] = {"value", "kind", "action"};
+  static const char *const keys[] = {"value", "kind", "action", "bins", "range", "threshold"};
   const cJSON *value;
   size_t kind = HOOK_ACTIVATION, action = HOOK_STORE;
+  HookStats stats = {0};
   if (!import_is_object(importer, item, label)) return false;
-  bool good = import_check_keys(importer, item, label, keys, 3);
+  bool good = import_check_keys(importer, item, label, keys, sizeof keys / sizeof keys[0]);
   const cJSON *kind_item = json_member(item, "kind"), *action_item = json_member(item, "action");
   const char *what = arena_format(importer->arena, "%s: kind", label);
   if (kind_item) good &= read_choice(importer, kind_item, what, hook_kinds, 2, &kind);
   what = arena_format(importer->arena, "%s: action", label);
   if (action_item) good &= read_choice(importer, action_item, what, hook_actions, 3, &action);
+  good &= read_hook_stats(importer, item, label, (HookAction)action, &stats);
   if (!import_require(importer, item, "value", label, &value)) return false;
   if (!import_is_string(importer, value, arena_format(importer->arena, "%s: value", label))) return false;
-  *hook = (Hook){value->valuestring, (HookKind)kind, (HookAction)action, json_location(&importer->json, value)};
+  *hook = (Hook){value->valuestring, (HookKind)kind, (HookAction)action, json_location(&importer->json, value), stats};
   return check_hooked(importer, value, label) && good;
 }
 

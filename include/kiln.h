@@ -92,6 +92,29 @@ KILN_API kiln_status kiln_model_init_weights(kiln_model *model, uint64_t seed, k
  * executables compiled afterwards. */
 KILN_API kiln_status kiln_model_add_hook(kiln_model *model, const char *pattern, kiln_error *error);
 
+typedef enum kiln_hook_kind { KILN_HOOK_ACTIVATION = 0, KILN_HOOK_GRADIENT = 1 } kiln_hook_kind;
+
+typedef enum kiln_hook_action {
+  KILN_HOOK_STORE = 0, /* output "hook.NAME" ("hook.grad.NAME" for gradients): the value of the whole batch */
+  KILN_HOOK_STATS = 1, /* output "hook.stats.NAME", f32 [3 + bins], over all elements of the batch: mean, unbiased
+                          standard deviation, share of values ≤ threshold, counts of the histogram. Activations only */
+  KILN_HOOK_CALL = 2   /* as STORE, for kiln_context_set_callback. Activations only */
+} kiln_hook_action;
+
+/* `bins` bins of equal width over [low, high] (the last one holds values equal to `high` too; values outside are not
+ * counted). A zeroed struct but for the pattern: store the activation. bins = 0: 40 bins over [0, 10] and threshold
+ * 0.05, whatever the other three are. At most 254 bins. */
+typedef struct kiln_hook {
+  const char *pattern;
+  kiln_hook_kind kind;
+  kiln_hook_action action;
+  uint32_t bins;
+  float low, high, threshold;
+} kiln_hook;
+
+/* The struct and its text are copied. Options that do not fit are reported when the model is compiled. */
+KILN_API kiln_status kiln_model_add_hook_with(kiln_model *model, const kiln_hook *hook, kiln_error *error);
+
 KILN_API const char *kiln_model_name(const kiln_model *model);
 KILN_API size_t kiln_model_input_count(const kiln_model *model);
 KILN_API size_t kiln_model_output_count(const kiln_model *model);
@@ -111,15 +134,20 @@ typedef enum kiln_precision {
 
 typedef enum kiln_weights_mode { KILN_WEIGHTS_EMBED = 0, KILN_WEIGHTS_FILE = 1, KILN_WEIGHTS_CALLER = 2 } kiln_weights_mode;
 
-/* A zeroed struct means: this machine, default precision, max batch of the description, one thread. */
+/* A zeroed struct means: this machine, default precision, max batch of the description, all processors, no cache. */
 typedef struct kiln_compile_options {
   const char *cpu;    /* "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64"; NULL: native */
   const char *triple; /* LLVM target triple; NULL: this machine. Libraries only */
   kiln_precision precision;
   int64_t max_batch;  /* 0: as described */
-  uint32_t threads;   /* used for compiling and for preparing weights; 0: 1 */
+  uint32_t threads;   /* used for compiling and for preparing weights; 0: one per processor, at most 8. Results do not
+                         depend on it */
   kiln_weights_mode weights; /* libraries only */
   const char *disabled_passes; /* "fuse,fold_bn"; NULL: none */
+  /* Folder that keeps compiled kernels, so that compiling the same again takes a fraction of the time; made when it is
+   * missing, at most 256 MiB. Processes and threads may share it, results are the same with and without it, damaged
+   * files are noticed, and a folder that cannot be written is worth a warning only. NULL: none. */
+  const char *cache_dir;
 } kiln_compile_options;
 
 /* Compiles into memory and prepares the weights. All parameters must have values. The executable is independent of
@@ -158,6 +186,14 @@ KILN_API void kiln_context_destroy(kiln_context *context);
  * row-major, of batch * port.bytes each (port.bytes when not batched). Allocates nothing. */
 KILN_API kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
                               kiln_error *error);
+/* Called during kiln_run, by its thread, right after the step that makes a hooked value: `value` describes it, `data`
+ * is its output's memory, dense, of value->bytes per image when batched. A non-zero result stops the run at that step
+ * with KILN_ERROR_CALLBACK; outputs that later steps make are then not written. */
+typedef int (*kiln_callback)(void *callback_context, const kiln_port *value, int64_t batch, const void *data);
+/* Sets the function that kiln_run calls with every hooked value, including statistics and gradients; NULL: none. The
+ * run then takes the steps one at a time, with the same results. */
+KILN_API kiln_status kiln_context_set_callback(kiln_context *context, kiln_callback callback, void *callback_context,
+                                               kiln_error *error);
 /* Walks the steps one at a time and calls `observe` after each: for timing, tracing and checking. `step` indexes
  * program->run_steps; `data` is the address of the step's output (see kiln_view). A non-zero result stops the run
  * with KILN_ERROR_CALLBACK. */

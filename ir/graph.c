@@ -109,6 +109,43 @@ void node_add_epilogue(Graph *graph, Node *node, OpCode op, const Attrs *attrs, 
   node->inputs = inputs;
 }
 
+Node *graph_find_result(const Graph *graph, const char *name) {
+  for (size_t i = 0; i < graph->output_count; i++) {
+    if (strcmp(graph->outputs[i].name, name) == 0) return graph->outputs[i].node;
+  }
+  return graph_find_value(graph, name);
+}
+
+static bool check_result_name(const Graph *graph, const GradientRequest *request, const char *name, Diag *diag) {
+  if (graph_find_result(graph, name)) return true;
+  const char **names = arena_array(graph->arena, graph->value_name_count, const char *);
+  for (size_t i = 0; i < graph->value_name_count; i++) names[i] = graph->value_names[i].name;
+  const char *near = nearest_word(name, names, graph->value_name_count);
+  diag_error(diag, request->location, "gradient of '%s': the model has no value '%s'%s%s%s", request->of, name,
+             near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+  return false;
+}
+
+bool graph_request_gradient(Graph *graph, const GradientRequest *request, Diag *diag) {
+  bool valid = check_result_name(graph, request, request->of, diag);
+  if (request->wrt_count == 0) {
+    diag_error(diag, request->location, "gradient of '%s': with respect to what is missing", request->of);
+    valid = false;
+  }
+  GradientRequest added = *request;
+  added.of = arena_string(graph->arena, request->of);
+  added.input = request->input ? arena_string(graph->arena, request->input) : NULL;
+  added.wrt = arena_array(graph->arena, request->wrt_count, const char *);
+  for (size_t i = 0; i < request->wrt_count; i++) {
+    valid = check_result_name(graph, request, request->wrt[i], diag) && valid;
+    added.wrt[i] = arena_string(graph->arena, request->wrt[i]);
+  }
+  if (!valid) return false;
+  graph->gradients = grow_ports(graph->arena, graph->gradients, graph->gradient_count, sizeof *graph->gradients);
+  graph->gradients[graph->gradient_count++] = added;
+  return true;
+}
+
 void node_decide(Graph *graph, Node *node, const char *pass, const char *chosen, const char *rejected,
                  const char *reason) {
   Decision *decision = arena_new(graph->arena, Decision);

@@ -158,6 +158,23 @@ typedef struct Hook {
   HookStats stats;
 } Hook;
 
+/* Gradients as requested; the `autodiff` pass turns them into nodes, inputs and outputs. */
+typedef enum GradientSeed {
+  GRADIENT_OF_CLASS,      /* of the element that a new i64 input names: [N] classes for scores [N,K], one for [K] */
+  GRADIENT_OF_SCALAR,     /* of a value of one element, such as a loss */
+  GRADIENT_WITH_COTANGENT /* of any value, weighted by a new f32 input of its shape */
+} GradientSeed;
+
+typedef struct GradientRequest {
+  const char *of; /* an output or value */
+  GradientSeed seed;
+  const char *input; /* name of the new input; NULL: "class" or "cotangent". Requests may share one. */
+  const char **wrt;  /* inputs, parameters, layers, blocks: each gives an output "grad.NAME", or "hook.grad.NAME" */
+  size_t wrt_count;
+  bool hook; /* made for a gradient hook: its outputs are hook outputs */
+  Location location;
+} GradientRequest;
+
 /* A group of layers with its own learning rate, which may be frozen. */
 typedef struct Group {
   const char *name;
@@ -190,6 +207,8 @@ typedef struct Graph {
   size_t hook_count;
   Group *groups;
   size_t group_count;
+  GradientRequest *gradients; /* until `autodiff` */
+  size_t gradient_count;
   const char **labels; /* class names, or NULL */
   size_t label_count;
   int64_t max_batch; /* largest batch of a compiled program; 1 by default */
@@ -213,6 +232,10 @@ Node *graph_add_parameter(Graph *graph, const Parameter *parameter);
 void graph_add_output(Graph *graph, const char *name, Node *node);
 /* Appends an epilogue step; `operand` (may be NULL) becomes an input of the node. */
 void node_add_epilogue(Graph *graph, Node *node, OpCode op, const Attrs *attrs, Node *operand, bool reversed);
+/* Asks for gradients; the request is copied. Unknown names are reported. */
+bool graph_request_gradient(Graph *graph, const GradientRequest *request, Diag *diag);
+/* The node of an output or, failing that, a value; NULL. */
+Node *graph_find_result(const Graph *graph, const char *name);
 void node_decide(Graph *graph, Node *node, const char *pass, const char *chosen, const char *rejected, const char *reason);
 
 /* --- changing -------------------------------------------------------------------------------------- */

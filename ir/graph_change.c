@@ -258,6 +258,14 @@ static void copy_names(Copy *copy, const Graph *graph, Graph *copied) {
     group->patterns = copy_strings(copy, group->patterns, group->pattern_count);
     copy_location(copy, &group->location);
   }
+  copied->gradients = copy_array(copy, graph->gradients, graph->gradient_count, sizeof *graph->gradients);
+  for (size_t i = 0; i < graph->gradient_count; i++) {
+    GradientRequest *request = &copied->gradients[i];
+    request->of = copy_string(copy, request->of);
+    request->input = copy_string(copy, request->input);
+    request->wrt = copy_strings(copy, request->wrt, request->wrt_count);
+    copy_location(copy, &request->location);
+  }
   copied->labels = graph->labels ? copy_strings(copy, graph->labels, graph->label_count) : NULL;
 }
 

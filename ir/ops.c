@@ -15,20 +15,24 @@ static const OpInfo infos[OP_COUNT] = {
                  .layouts = op_layouts,                              \
                  .infer = infer_##op_name,                           \
                  .eval = eval_##op_name,                             \
+                 .grad = grad_##op_name,                             \
                  .parameters = rule},
-#define ELEMENTWISE(ENUM, op_name, op_kind, operands, attributes) \
-  [OP_##ENUM] = {.name = #op_name,                                \
-                 .kind = op_kind,                                 \
-                 .inputs_min = operands,                          \
-                 .inputs_max = operands,                          \
-                 .attrs = attributes,                             \
-                 .layouts = LAYOUTS_IMAGE,                        \
-                 .infer = infer_elementwise,                      \
-                 .eval = eval_elementwise,                        \
-                 .expr = expr_##op_name,                          \
+#define ELEMENTWISE(ENUM, op_name, op_kind, operands, attributes, gradient) \
+  [OP_##ENUM] = {.name = #op_name,                                          \
+                 .kind = op_kind,                                           \
+                 .inputs_min = operands,                                    \
+                 .inputs_max = operands,                                    \
+                 .attrs = attributes,                                       \
+                 .layouts = LAYOUTS_IMAGE,                                  \
+                 .infer = infer_elementwise,                                \
+                 .eval = eval_elementwise,                                  \
+                 .grad = gradient,                                          \
+                 .expr = expr_##op_name,                                    \
                  .parameters = no_parameters},
-#define UNARY(ENUM, op_name, attributes)  ELEMENTWISE(ENUM, op_name, OP_KIND_UNARY, 1, attributes)
-#define BINARY(ENUM, op_name, attributes) ELEMENTWISE(ENUM, op_name, OP_KIND_BINARY, 2, attributes)
+#define UNARY(ENUM, op_name, attributes)                                \
+  ELEMENTWISE(ENUM, op_name, OP_KIND_UNARY, 1, attributes, grad_unary) \
+  ELEMENTWISE(ENUM##_GRAD, op_name##_grad, OP_KIND_BINARY, 2, attributes, grad_unary_grad)
+#define BINARY(ENUM, op_name, attributes) ELEMENTWISE(ENUM, op_name, OP_KIND_BINARY, 2, attributes, grad_##op_name)
 #define SOURCE(ENUM, op_name) \
   [OP_##ENUM] = {.name = #op_name, .kind = OP_KIND_SOURCE, .layouts = LAYOUTS_OWN, .parameters = no_parameters},
 #include "ops.def"
@@ -44,6 +48,31 @@ static const bool internal[OP_COUNT] = {
     [OP_INPUT] = true,       [OP_PARAMETER] = true, [OP_CONVERT] = true,
     [OP_BATCH_STATS] = true, [OP_BN_UPDATE] = true, [OP_BN_SCALE] = true,
     [OP_STATS_PARTIAL] = true, [OP_STATS_FINAL] = true,
+    [OP_FULL] = true,
+    [OP_SLICE] = true,
+    [OP_EXPAND] = true,
+    [OP_MEAN_GRAD] = true,
+    [OP_MAX_GRAD] = true,
+    [OP_ONE_HOT] = true,
+    [OP_CONV2D_GRAD_WEIGHT] = true,
+    [OP_LINEAR_GRAD_WEIGHT] = true,
+    [OP_BATCH_NORM_GRAD_INPUT] = true,
+    [OP_BATCH_NORM_GRAD_WEIGHT] = true,
+    [OP_MAX_POOL2D_GRAD] = true,
+    [OP_AVG_POOL2D_GRAD] = true,
+    [OP_ADAPTIVE_AVG_POOL2D_GRAD] = true,
+    [OP_ADAPTIVE_MAX_POOL2D_GRAD] = true,
+    [OP_UPSAMPLE_GRAD] = true,
+    [OP_PAD_GRAD] = true,
+#define OP(ENUM, op_name, least, most, attributes, op_layouts, rule)
+#define UNARY(ENUM, op_name, attributes) [OP_##ENUM##_GRAD] = true,
+#define BINARY(ENUM, op_name, attributes)
+#define SOURCE(ENUM, op_name)
+#include "ops.def"
+#undef OP
+#undef UNARY
+#undef BINARY
+#undef SOURCE
 };
 
 static const char *public_names[OP_COUNT];

@@ -9,7 +9,7 @@
 
 typedef enum OpCode {
 #define OP(ENUM, name, inputs_min, inputs_max, attributes, layouts, parameters) OP_##ENUM,
-#define UNARY(ENUM, name, attributes) OP_##ENUM,
+#define UNARY(ENUM, name, attributes) OP_##ENUM, OP_##ENUM##_GRAD,
 #define BINARY(ENUM, name, attributes) OP_##ENUM,
 #define SOURCE(ENUM, name) OP_##ENUM,
 #include "ops.def"
@@ -25,6 +25,7 @@ typedef enum OpLayouts { LAYOUTS_PLAIN, LAYOUTS_IMAGE, LAYOUTS_OWN } OpLayouts;
 
 struct Node;
 struct EvalTensor;
+struct GradContext;
 
 /* How a parameter starts when a model is initialised. */
 typedef enum InitKind { INIT_WEIGHT /* Kaiming, by fan_in */, INIT_BIAS /* by fan_in */, INIT_ZERO, INIT_ONE } InitKind;
@@ -53,6 +54,9 @@ typedef struct OpInfo {
   void (*eval)(const struct Node *node, const struct EvalTensor *const *inputs, struct EvalTensor *output);
   /* UNARY, BINARY: the value; `b` is unused by unary ops. */
   ExprValue (*expr)(const ExprBuilder *builder, const Attrs *attrs, ExprValue a, ExprValue b);
+  /* Builds the gradients of the op's inputs from that of its result: out_gradients[i] for the inputs that need one,
+   * see ir/grad.h. False after a report. */
+  bool (*grad)(struct GradContext *context, struct Node *node, struct Node *gradient, struct Node **out_gradients);
   /* Parameters of a layer with these attributes on this input; returns how many were written. The caller has
    * checked nothing: dimensions may be wrong, infer() will say so. */
   size_t (*parameters)(const Attrs *attrs, const Shape *input, ParameterSpec out_specs[PARAMETER_SPEC_MAX]);
@@ -70,18 +74,26 @@ static inline bool op_is_elementwise(OpCode op) {
 }
 
 /* Declarations of every rule named by the table. */
-#define OP(ENUM, name, inputs_min, inputs_max, attributes, layouts, parameters) \
-  bool infer_##name(struct Node *node, Diag *diag);                             \
-  void eval_##name(const struct Node *node, const struct EvalTensor *const *inputs, struct EvalTensor *output);
-#define UNARY(ENUM, name, attributes) \
-  ExprValue expr_##name(const ExprBuilder *builder, const Attrs *attrs, ExprValue a, ExprValue b);
-#define BINARY UNARY
+#define OP(ENUM, name, inputs_min, inputs_max, attributes, layouts, parameters)                                 \
+  bool infer_##name(struct Node *node, Diag *diag);                                                             \
+  void eval_##name(const struct Node *node, const struct EvalTensor *const *inputs, struct EvalTensor *output); \
+  bool grad_##name(struct GradContext *context, struct Node *node, struct Node *gradient, struct Node **out_gradients);
+#define UNARY(ENUM, name, attributes)                                                                     \
+  ExprValue expr_##name(const ExprBuilder *builder, const Attrs *attrs, ExprValue a, ExprValue b);        \
+  ExprValue expr_##name##_grad(const ExprBuilder *builder, const Attrs *attrs, ExprValue a, ExprValue b);
+#define BINARY(ENUM, name, attributes)                                                             \
+  ExprValue expr_##name(const ExprBuilder *builder, const Attrs *attrs, ExprValue a, ExprValue b); \
+  bool grad_##name(struct GradContext *context, struct Node *node, struct Node *gradient, struct Node **out_gradients);
 #define SOURCE(ENUM, name)
 #include "ops.def"
 #undef OP
 #undef UNARY
 #undef BINARY
 #undef SOURCE
+/* Shared by all rows UNARY, and by the ops that these make: second derivatives are not built. */
+bool grad_unary(struct GradContext *context, struct Node *node, struct Node *gradient, struct Node **out_gradients);
+bool grad_unary_grad(struct GradContext *context, struct Node *node, struct Node *gradient,
+                     struct Node **out_gradients);
 bool infer_elementwise(struct Node *node, Diag *diag);
 void eval_elementwise(const struct Node *node, const struct EvalTensor *const *inputs, struct EvalTensor *output);
 size_t no_parameters(const Attrs *attrs, const Shape *input, ParameterSpec out_specs[PARAMETER_SPEC_MAX]);

@@ -515,6 +515,27 @@ static bool parse_hook(Parser *parser) {
   return true;
 }
 
+static bool parse_gradient(Parser *parser) {
+  static const char *const seeds[] = {[GRADIENT_OF_CLASS] = "class",
+                                      [GRADIENT_OF_SCALAR] = "scalar",
+                                      [GRADIENT_WITH_COTANGENT] = "cotangent"};
+  Graph *graph = parser->graph;
+  GradientRequest request = {.location = parser_token(parser)->location};
+  size_t seed = 0;
+  if (!parser_expect_name(parser, "a name", &request.of) ||
+      !expect_choice(parser, seeds, 3, "class, scalar or cotangent", &seed)) {
+    return false;
+  }
+  request.seed = (GradientSeed)seed;
+  if (parser_accept_word(parser, "input") && !parser_expect_name(parser, "a name", &request.input)) return false;
+  if (!parser_accept_word(parser, "wrt")) return parser_expected(parser, "wrt");
+  if (!parser_expect_strings(parser, &request.wrt, &request.wrt_count)) return false;
+  request.hook = parser_accept_word(parser, "hook");
+  graph->gradients = parser_grow(parser, graph->gradients, graph->gradient_count, sizeof *graph->gradients);
+  graph->gradients[graph->gradient_count++] = request;
+  return true;
+}
+
 static bool parse_group(Parser *parser) {
   Graph *graph = parser->graph;
   Group group = {.location = parser_token(parser)->location};
@@ -547,7 +568,7 @@ static bool parse_memory(Parser *parser) {
 
 static bool parse_statement(Parser *parser) {
   static const char *const known[] = {"input", "parameter", "output", "hook_output", "layer",   "value",
-                                      "hook",  "group",     "labels", "max_batch",   "next_id", "memory"};
+                                      "hook",  "group",     "labels", "max_batch",   "next_id", "memory", "gradient"};
   const Token token = *parser_token(parser);
   if (token.kind == TOKEN_VALUE) return parse_operation(parser);
   const char *word = NULL;
@@ -582,6 +603,8 @@ static bool parse_statement(Parser *parser) {
       return true;
     case 11:
       return parse_memory(parser);
+    case 12:
+      return parse_gradient(parser);
     default:
       break;
   }

@@ -393,6 +393,22 @@ static void print_requests(Printer *printer) {
     }
     text_add(text, "\n");
   }
+  for (size_t i = 0; i < graph->gradient_count; i++) {
+    static const char *const seeds[] = {[GRADIENT_OF_CLASS] = "class",
+                                        [GRADIENT_OF_SCALAR] = "scalar",
+                                        [GRADIENT_WITH_COTANGENT] = "cotangent"};
+    const GradientRequest *request = &graph->gradients[i];
+    text_add(text, "  gradient ");
+    print_name(text, request->of);
+    text_format(text, " %s", seeds[request->seed]);
+    if (request->input) {
+      text_add(text, " input ");
+      print_name(text, request->input);
+    }
+    text_add(text, " wrt");
+    print_strings(text, request->wrt, request->wrt_count);
+    text_add(text, request->hook ? " hook\n" : "\n");
+  }
   for (size_t i = 0; i < graph->group_count; i++) {
     const Group *group = &graph->groups[i];
     text_add(text, "  group ");

@@ -52,8 +52,8 @@ bool infer_stats_partial(Node *node, Diag *diag) {
   const StatsRange range = stats_range(&node->attrs);
   if (!(range.low < range.high)) {
     char low[DOUBLE_TEXT_SIZE], high[DOUBLE_TEXT_SIZE];
-    return node_error(diag, node, "low expects a number below high, found %s and %s",
-                      double_text(node->attrs.low, low), double_text(node->attrs.high, high));
+    return node_error(diag, node, "low expects a number below high, found %s and %s", double_text(node->attrs.low, low),
+                      double_text(node->attrs.high, high));
   }
   const StatsBlocks blocks = stats_blocks(&node->inputs[0]->shape);
   const Shape shape = {3, {blocks.images, blocks.groups * blocks.chunks, STATS_FIELDS + node->attrs.bins}};
@@ -67,7 +67,7 @@ bool infer_stats_final(Node *node, Diag *diag) {
   }
   const int64_t fields = node->inputs[0]->shape.dims[2];
   if (fields <= STATS_FIELDS) {
-    return node_error(diag, node, "partial statistics expect more than %d fields, found %lld", STATS_FIELDS,
+    return node_error(diag, node, "partial statistics expects more than %d fields, found %lld", STATS_FIELDS,
                       (long long)fields);
   }
   return infer_finish(node, DTYPE_F32, (Shape){1, {fields - STATS_FIELDS + STATS_RESULT_FIELDS}}, diag);
@@ -113,7 +113,8 @@ static void add_distance(void *context, double value) {
 }
 
 void eval_stats_partial(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
-  const StatsBlocks blocks = stats_blocks(&inputs[0]->shape);
+  StatsBlocks blocks = stats_blocks(&node->inputs[0]->shape);
+  if (blocks.images == DIM_BATCH) blocks.images = inputs[0]->shape.dims[0];
   const int64_t per_image = blocks.groups * blocks.chunks, size = blocks.channels * blocks.height * blocks.width;
   memset(output->data, 0, (size_t)(blocks.images * per_image * (STATS_FIELDS + node->attrs.bins)) * sizeof(double));
   for (int64_t i = 0; i < blocks.images * per_image; i++) {

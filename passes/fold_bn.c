@@ -74,7 +74,7 @@ static bool fold(Rewrite *rewrite, Node *norm, int32_t dim) {
 
 bool pass_fold_bn(Graph *graph, const PassOptions *options, Diag *diag) {
   uint32_t *uses = graph_count_uses(graph, options->scratch);
-  bool *is_output = mark_outputs(graph, options->scratch), *prepared = mark_prepare_phase(graph, options->scratch);
+  bool *is_output = mark_hooked(graph, options->scratch), *prepared = mark_prepare_phase(graph, options->scratch);
   /* The producer of a folded batch norm is left out of the new order; which ones is known before they are met. */
   bool *dropped = arena_array(options->scratch, graph->next_id, bool);
   for (size_t i = 0; i < graph->node_count; i++) {

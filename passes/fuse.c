@@ -89,7 +89,7 @@ static void absorb(Graph *graph, Node *node, int32_t position, bool prepared) {
 
 bool pass_fuse(Graph *graph, const PassOptions *options, Diag *diag) {
   Arena *scratch = options->scratch;
-  FuseState state = {graph_count_uses(graph, scratch), mark_outputs(graph, scratch),
+  FuseState state = {graph_count_uses(graph, scratch), mark_hooked(graph, scratch),
                      mark_prepare_phase(graph, scratch)};
   bool *absorbed = arena_array(scratch, graph->next_id, bool);
   for (size_t i = 0; i < graph->node_count; i++) graph->nodes[i]->mark = (int32_t)i;

@@ -2,22 +2,26 @@
  *
  *   before: hook "layer*.conv2" activation store        after: output "hook.layer1.0.conv2"
  *
+ *   before: hook "body" activation stats                after: output "hook.stats.body", see hook_stats.c
+ *
+ *   before: hook "body" gradient store, output logits   after: gradient logits class wrt ["body"] hook
+ *
+ * A gradient hook asks `autodiff` for the gradient of the class scores, which are the graph's first output, with
+ * respect to the values; it adds the outputs "hook.grad.body".
+ *
  * An output keeps its value from being erased by later passes, so a stored activation is exactly the value that the
  * description names. Patterns are matched against all value names, layers and blocks alike; a value that several
- * hooks name is stored once.
+ * hooks name is stored once. `call` is `store` here: the host is called when the output has been written.
  *
- * Guarantees: the last hook_output_count outputs are the hooks', in the order of the hooks and, within one, of the
- * value names. */
+ * Guarantees: the last hook_output_count outputs are the hooks' for activations, in the order of the hooks and, within
+ * one, of the value names; gradient hooks are one request. */
+#include "hook_stats.h"
 #include "passes.h"
 
-static const char *const kind_names[] = {[HOOK_ACTIVATION] = "activation", [HOOK_GRADIENT] = "gradient"};
-static const char *const action_names[] = {[HOOK_STORE] = "store", [HOOK_STATS] = "stats", [HOOK_CALL] = "call"};
-
 static bool hook_supported(const Hook *hook, Diag *diag) {
-  if (hook->kind == HOOK_ACTIVATION && hook->action == HOOK_STORE) return true;
-  diag_error(diag, hook->location, "hook '%s': %s '%s' is not supported by this version; supported: activation, store",
-             hook->pattern, hook->kind != HOOK_ACTIVATION ? "kind" : "action",
-             hook->kind != HOOK_ACTIVATION ? kind_names[hook->kind] : action_names[hook->action]);
+  if (hook->kind == HOOK_ACTIVATION || hook->action == HOOK_STORE) return true;
+  diag_error(diag, hook->location, "hook '%s': gradients are only stored by this version, found action '%s'",
+             hook->pattern, hook->action == HOOK_STATS ? "stats" : "call");
   return false;
 }
 
@@ -32,9 +36,33 @@ static void report_no_match(const Graph *graph, const Hook *hook, Arena *scratch
                graph->value_name_count);
 }
 
+static void store_activation(Graph *graph, const Hook *hook, const ValueName *value) {
+  graph_add_output(graph, arena_format(graph->arena, "hook.%s", value->name), value->node);
+  graph->outputs[graph->output_count - 1].location = hook->location;
+  graph->hook_output_count++;
+  node_decide(graph, value->node, "hooks", "value is kept and stored", NULL,
+              arena_format(graph->arena, "hook '%s' asks for it.", hook->pattern));
+}
+
+/* The scores are the first output that the description names. */
+static bool request_gradients(Graph *graph, GradientRequest *request, size_t own_outputs, Diag *diag) {
+  if (request->wrt_count == 0) return true;
+  if (own_outputs == 0) {
+    diag_error(diag, request->location, "a gradient hook needs an output of class scores, but the model has no output");
+    return false;
+  }
+  request->of = graph->outputs[0].name;
+  return graph_request_gradient(graph, request, diag);
+}
+
 bool pass_hooks(Graph *graph, const PassOptions *options, Diag *diag) {
-  size_t errors = diag_error_count(diag);
-  bool *stored = arena_array(options->scratch, graph->value_name_count, bool);
+  size_t errors = diag_error_count(diag), own_outputs = graph->output_count - graph->hook_output_count;
+  bool *stored[] = {[HOOK_ACTIVATION] = arena_array(options->scratch, graph->value_name_count, bool),
+                    [HOOK_GRADIENT] = arena_array(options->scratch, graph->value_name_count, bool)};
+  GradientRequest request = {.seed = GRADIENT_OF_CLASS, .hook = true};
+  request.wrt = arena_array(options->scratch, graph->value_name_count, const char *);
+  HookStatsState stats;
+  hook_stats_init(&stats, graph, options->scratch, diag);
   for (size_t h = 0; h < graph->hook_count; h++) {
     const Hook *hook = &graph->hooks[h];
     if (!hook_supported(hook, diag)) continue;
@@ -43,15 +71,21 @@ bool pass_hooks(Graph *graph, const PassOptions *options, Diag *diag) {
       const ValueName *value = &graph->value_names[i];
       if (!pattern_match(hook->pattern, value->name)) continue;
       matched = true;
-      if (stored[i]) continue;
-      stored[i] = true;
-      graph_add_output(graph, arena_format(graph->arena, "hook.%s", value->name), value->node);
-      graph->outputs[graph->output_count - 1].location = hook->location;
-      graph->hook_output_count++;
-      node_decide(graph, value->node, "hooks", "value is kept and stored", NULL,
-                  arena_format(graph->arena, "hook '%s' asks for it.", hook->pattern));
+      if (hook->action == HOOK_STATS) {
+        hook_stats_add(&stats, i, hook);
+        continue;
+      }
+      if (stored[hook->kind][i]) continue;
+      stored[hook->kind][i] = true;
+      if (hook->kind == HOOK_ACTIVATION) {
+        store_activation(graph, hook, value);
+      } else {
+        if (request.wrt_count == 0) request.location = hook->location;
+        request.wrt[request.wrt_count++] = value->name;
+      }
     }
     if (!matched) report_no_match(graph, hook, options->scratch, diag);
   }
-  return diag_error_count(diag) == errors;
+  hook_stats_place(&stats);
+  return request_gradients(graph, &request, own_outputs, diag) && diag_error_count(diag) == errors;
 }

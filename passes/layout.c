@@ -14,6 +14,8 @@
  *
  * Requires: lower, expand_bn (inference). Guarantees: inputs have layouts that the op's kernels take; outputs are
  * plain values of their own, not parameters, inputs or prepared; no kernel of a run reads a parameter as loaded. */
+#include <string.h>
+
 #include "base/checked.h"
 #include "passes.h"
 #include "rewrite.h"
@@ -256,9 +258,36 @@ static bool layout_node(LayoutState *state, Node *node) {
   return need_plain(state, node);
 }
 
+/* Copies for hooks move from the end of the array to behind what they copy: there it is still in the cache, and its
+ * memory is free sooner. Ids below `first_copy` are no copies. */
+static void place_hook_copies(LayoutState *state, uint32_t first_copy) {
+  Graph *graph = state->graph;
+  Rewrite *rewrite = &state->rewrite;
+  Form **copies = arena_array(rewrite->scratch, graph->next_id, Form *);
+  bool *moved = arena_array(rewrite->scratch, graph->next_id, bool);
+  for (size_t i = graph->output_count; i-- > graph->output_count - graph->hook_output_count;) {
+    Node *copy = graph->outputs[i].node;
+    if (copy->id < first_copy || moved[copy->id]) continue;
+    moved[copy->id] = true;
+    Form *form = arena_new(rewrite->scratch, Form);
+    form->node = copy;
+    form->next = copies[copy->inputs[0]->id];
+    copies[copy->inputs[0]->id] = form;
+  }
+  Node **nodes = arena_array(rewrite->scratch, rewrite->count, Node *);
+  size_t count = 0;
+  for (size_t i = 0; i < rewrite->count; i++) {
+    if (moved[rewrite->nodes[i]->id]) continue;
+    nodes[count++] = rewrite->nodes[i];
+    for (const Form *form = copies[rewrite->nodes[i]->id]; form; form = form->next) nodes[count++] = form->node;
+  }
+  memcpy(rewrite->nodes, nodes, count * sizeof *nodes);
+}
+
 /* Each output gets a plain node of its own, computed by every run. */
 static bool layout_outputs(LayoutState *state) {
   Graph *graph = state->graph;
+  const uint32_t first_copy = graph->next_id;
   bool *taken = arena_array(state->rewrite.scratch, graph->next_id, bool);
   for (size_t i = 0; i < graph->output_count; i++) {
     Node *node = graph->outputs[i].node;
@@ -272,6 +301,7 @@ static bool layout_outputs(LayoutState *state) {
     copy->layout = plain;
     graph->outputs[i].node = copy;
   }
+  if (graph->hook_output_count > 0) place_hook_copies(state, first_copy);
   return true;
 }
 

@@ -22,6 +22,7 @@ typedef struct PassOptions {
 #define PASSES(PASS)    \
   PASS(infer, false)    \
   PASS(hooks, false)    \
+  PASS(autodiff, false) \
   PASS(lower, false)    \
   PASS(simplify, true)  \
   PASS(fold_bn, true)   \

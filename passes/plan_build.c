@@ -160,7 +160,7 @@ static double elements(const Shape *shape, int32_t first_dim) {
 /* Multiply-adds count two; other ops count an operation per element. Per image when the work grows with the batch. */
 static double count_flops(const Node *node) {
   double output = elements(&node->shape, 0), steps = output * node->epilogue_count;
-  const Shape *first = &node->inputs[0]->shape;
+  const Shape *first = node->input_count ? &node->inputs[0]->shape : &node->shape;
   switch (node->op) {
     case OP_CONV2D:
     case OP_LINEAR:

@@ -91,6 +91,13 @@ bool *mark_outputs(const Graph *graph, Arena *arena) {
   return is_output;
 }
 
+bool *mark_hooked(const Graph *graph, Arena *arena) {
+  bool *hooked = mark_outputs(graph, arena);
+  for (size_t i = 0; i < graph->node_count; i++)
+    if (graph->nodes[i]->op == OP_STATS_PARTIAL) hooked[graph->nodes[i]->inputs[0]->id] = true;
+  return hooked;
+}
+
 bool *mark_prepare_phase(const Graph *graph, Arena *arena) {
   bool *prepared = graph_mark_prepared(graph, arena);
   for (size_t i = 0; i < graph->node_count; i++) {

@@ -42,5 +42,7 @@ void node_inherit_decisions(Node *node, const Node *from);
 bool *mark_prepare_phase(const Graph *graph, Arena *arena);
 /* Whether node is an output of the graph, by id. */
 bool *mark_outputs(const Graph *graph, Arena *arena);
+/* The same, also for values that statistics are taken of. */
+bool *mark_hooked(const Graph *graph, Arena *arena);
 
 #endif

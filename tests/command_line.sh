@@ -8,6 +8,7 @@ examples=$source/examples
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
+export KILN_CACHE_DIR=$work/cache
 count=0
 
 fail() { printf 'FAILED: %s\n' "$*"; [ -s output ] && cat output; exit 1; }
@@ -33,6 +34,30 @@ done
 expect 2 'did you mean --weights' $kiln run x.json --weigths w
 expect 2 'expected 1 argument' $kiln check
 expect 2 'expected an integer from 1 to 64' $kiln run x.json --threads 0
+for batch in 0 '' 1, 1,,2 x 65537; do expect 2 'batch sizes from 1 to 65536' $kiln run "$examples/simple_net.json" --batch "$batch"; done
+expect 2 'expected NAME=VALUE' $kiln run "$examples/simple_net.json" --input image
+expect 2 'expected NAME=VALUE' $kiln run "$examples/simple_net.json" --input image=
+expect 2 'ending in \.safetensors' $kiln run "$examples/simple_net.json" --outputs out.npy
+expect 2 'ending in \.safetensors' $kiln run "$examples/simple_net.json" --hooks-out out.npy
+expect 2 'ending in \.npy' $kiln run "$examples/simple_net.json" --output 2=out.txt
+expect 2 'expected LOW,HIGH' $kiln run "$examples/simple_net.json" --range 1,0
+expect 2 'expected a number' $kiln bench "$examples/simple_net.json" --seconds nan
+expect 2 'at least 0' $kiln bench "$examples/simple_net.json" --seconds -1
+expect 2 'at least 0' $kiln verify "$examples/simple_net.json" --tolerance -1
+expect 2 'expected at most 1 argument, found 2' $kiln ops conv2d pad
+expect 2 'strict, default or fast' $kiln run "$examples/simple_net.json" --precision exact
+
+# --- standard output: a reader that goes away is no failure, a full disk is, a closed stream harms no file
+for command in "summary $examples/resnet34.json" "explain $examples/resnet18.json" "run --help" ops --version; do
+  for sink in "| true" "| head -1"; do
+    expect 0 '' bash -c "set -o pipefail; $kiln $command $sink"
+    [ "$(wc -l <output)" -le 1 ] || fail "a message for an early end: $command $sink"
+  done
+  [ ! -w /dev/full ] || expect 1 'cannot write to standard output' bash -c "$kiln $command >/dev/full"
+done
+expect 1 '' bash -c "exec $kiln init $examples/simple_net.json --seed 1 -o closed.safetensors >&- 2>&- <&-"
+expect 0 '' $kiln init "$examples/simple_net.json" --seed 1 -o open.safetensors
+cmp closed.safetensors open.safetensors || fail "closed streams damaged a file"
 
 # --- check
 for example in "$examples"/*.json; do
@@ -50,13 +75,35 @@ expect 1 'bad\.json:3:6[0-9]: error: .*kernal.*kernel' $kiln check bad.json
 expect 1 'bad\.json:4:[0-9]+: error: .*conv3d' $kiln check bad.json
 expect 1 'nowhere' $kiln check bad.json
 expect 1 'missing\.json' $kiln check missing.json
+expect 1 "^'': error: cannot open" $kiln check ''
+printf '{\r\n"kiln": 1,\r\n"name": "a",\r\n "inputz": {}}\r\n' >crlf.json
+expect 1 'crlf\.json:4:2: error: unknown key' $kiln check crlf.json
+printf '\357\273\277{"kiln": 1}' >bom.json
+expect 1 'bom\.json:1:1: error: .*byte order mark' $kiln check bom.json
+
+# --- files that are none, of every kind
+mkfifo fifo
+for kind in json ir safetensors npy so png jpg; do
+  mkdir folder.$kind && : >empty.$kind && head -c 3000 "$kiln" >garbage.$kind && ln -s fifo fifo.$kind && truncate -s 20G huge.$kind
+  expect 1 "^folder\.$kind: error: is a folder, expected a file" $kiln inspect folder.$kind
+  expect 1 "^missing\.$kind: error: cannot open the file" $kiln inspect missing.$kind
+  expect 1 "^fifo\.$kind: error: is not a regular file" timeout 10 $kiln inspect fifo.$kind
+  expect 1 "^empty\.$kind(:1:1)?: error: " $kiln inspect empty.$kind
+  expect 1 "^garbage\.$kind(:[0-9]+:[0-9]+)?: error: " $kiln inspect garbage.$kind
+  case $kind in
+    safetensors | npy) ;; # no limit but memory
+    *) expect 1 "^huge\.$kind: error: .*more than the limit" $kiln inspect huge.$kind ;;
+  esac
+  rm huge.$kind
+done
 
 # --- summary
 expect 0 'parameters +21,831,599' $kiln summary "$examples/resnet34_pets.json" --shape image=1x3x352x352
 expect 0 'trainable +563,951' $kiln summary "$examples/resnet34_pets.json"
 expect 0 '"params":25637484,"trainable":2182572' $kiln summary "$examples/resnet50_products.json" --json
 expect 0 '"output":\[1,512,11,11\]' $kiln summary "$examples/resnet34_pets.json" --shape image=1x3x352x352 --json
-expect 1 'shape' $kiln summary "$examples/resnet34.json" --shape image=1x3xx
+expect 2 'shape' $kiln summary "$examples/resnet34.json" --shape image=1x3xx
+expect 0 '4 x 64 x 32 x 32' $kiln summary "$examples/resnet34.json" --shape image=4x3x64x64
 expect 1 "image" $kiln summary "$examples/resnet34.json" --shape picture=1x3x64x64
 
 # --- init: reproducible
@@ -90,11 +137,18 @@ done
 printf 'zero\none\ntwo\nthree\nfour\nfive\nsix\nseven\neight\nnine\n' >labels.txt
 expect 0 ' (zero|one|two|three|four|five|six|seven|eight|nine)$' $kiln run libsimple.so --input image=scene.png --labels labels.txt --top 3
 expect 1 "input 'image'.*is not given" $kiln run libsimple.so
+expect 1 '^none\.so: error: cannot open the file' $kiln run none.so
 expect 1 "no input 'picture'; did you mean 'image'" $kiln run libsimple.so --input picture=scene.png
 expect 1 "no output 'nothing'" $kiln run libsimple.so --input image=scene.png --output nothing=x.npy
 expect 1 'has no value' $kiln run "$examples/simple_cnn10_bn.json" --input image=scene.png
-expect 1 'expected cpu' $kiln run "$examples/simple_cnn10_bn.json" --weights w.safetensors --input image=scene.png --device tpu
+expect 2 'expected cpu' $kiln run "$examples/simple_cnn10_bn.json" --weights w.safetensors --input image=scene.png --device tpu
 expect 1 'compiled already' $kiln run libsimple.so --input image=scene.png --shape image=1x1x28x28
+printf 'a\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\r\nb\r\n' >labels2.txt
+expect 0 '%' $kiln run libsimple.so --input image=scene.png --labels labels2.txt
+printf 'a\0b\n' >labels2.txt
+expect 1 'labels2\.txt: error: expected labels' timeout 10 $kiln run libsimple.so --input image=scene.png --labels labels2.txt
+: >labels2.txt
+expect 1 'found an empty file' $kiln run libsimple.so --input image=scene.png --labels labels2.txt
 head -c 200 scene.png >cut.png
 expect 1 'cut\.png' $kiln run libsimple.so --input image=cut.png
 
@@ -105,6 +159,78 @@ expect 0 '350 x 350, 1 channel' $kiln inspect edges.png
 expect 0 '\[1,1,350,350\]' $kiln inspect edges.npy
 expect 0 '' $kiln run "$examples/simple_cnn10_bn.json" --inputs w.safetensors --input image=scene.png --outputs jit2.safetensors
 cmp jit.safetensors jit2.safetensors || fail "parameters from --inputs give other results"
+
+# --- scalars, integers, several inputs, batches larger than compiled for, an empty batch, NaN
+cat >kinds.json <<'JSON'
+{ "kiln": 1, "name": "kinds", "max_batch": 2,
+  "inputs": { "x": { "shape": ["N", 4] }, "class": { "dtype": "i64", "shape": ["N"] } },
+  "layers": [ { "op": "argmax", "name": "best", "in": "x" }, { "op": "mean", "name": "mean", "in": "x" },
+              { "op": "cross_entropy", "name": "each", "in": ["x", "class"], "reduction": "none" },
+              { "op": "cross_entropy", "name": "loss", "in": ["x", "class"] } ],
+  "outputs": ["best", "mean", "each"] }
+JSON
+sed 's/"outputs": \[/"outputs": ["loss", /' kinds.json >scalar.json
+# npy NAME DESCR SHAPE BYTES: a .npy file of version 1.0
+npy() {
+  local header="{'descr': '$2', 'fortran_order': False, 'shape': $3, }"
+  printf '\x93NUMPY\x01\x00\x76\x00%-117s\n%b' "$header" "$4" >"$1"
+}
+npy x.npy '|u1' '(3, 4)' '\x01\x02\x03\x04\x09\x02\x03\x04\x01\x08\x03\x04'
+npy class.npy '|i1' '(3,)' '\x00\x01\x03'
+npy none.npy '<f2' '(0, 4)' ''
+npy none_class.npy '<i8' '(0,)' ''
+npy nan.npy '<f2' '(1, 4)' '\x00\x7e\x00\x7e\x00\x7e\x00\x7e'
+npy float.npy '<f4' '(1,)' '\x00\x00\x80\x3f'
+npy far.npy '<i4' '(1,)' '\x09\x00\x00\x00'
+expect 0 'best +\[3\] +mean 1.33333 +min 0 +max 3' $kiln run kinds.json --input x=x.npy --input class=class.npy --output best=best.npy --output mean=mean.npy
+expect 0 'best.npy +i64 +\[3\]' $kiln inspect best.npy
+expect 0 'loss +\[\] ' $kiln run scalar.json --input x=x.npy --input class=class.npy --batch 3 --output loss=loss.npy
+expect 0 'loss.npy +f32 +\[\] ' $kiln inspect loss.npy
+expect 1 'compile with --batch 3' $kiln run scalar.json --input x=x.npy --input class=class.npy
+expect 0 'best +\[0\]$' $kiln run kinds.json --input x=none.npy --input class=none_class.npy --outputs none.safetensors
+expect 0 'each +f32 +\[0\]' $kiln inspect none.safetensors
+expect 1 'batch of 0' $kiln verify kinds.json --input x=none.npy --input class=none_class.npy
+expect 0 'compared' $kiln verify kinds.json --input x=x.npy --input class=class.npy --batch 3
+expect 0 'mean +\[1\] +NaN 1 of 1' $kiln run kinds.json --input x=nan.npy --input class=far.npy
+expect 1 "'class' holds a batch of 3, input 'x' one of 1" $kiln run kinds.json --input x=nan.npy --input class=class.npy
+expect 1 "input 'class': expected integers, found f32" $kiln run kinds.json --input x=nan.npy --input class=float.npy
+expect 1 "input 'x' is \[N,4\]" $kiln run kinds.json --input x=scene.png --input class=class.npy
+cat >pictures.json <<'JSON'
+{ "kiln": 1, "name": "pictures", "inputs": { "image": { "shape": ["N", 3, 32, 40] } },
+  "layers": [ { "op": "normalize", "name": "scaled", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.5] },
+              { "op": "identity", "name": "same", "in": "image" } ], "outputs": ["scaled", "same"] }
+JSON
+expect 0 'scaled' $kiln run pictures.json --input image=scene.png --output same=same.png --range 0,1
+expect 0 'same' $kiln run pictures.json --input image=same.png --output same=again.png --range 0,1
+expect 0 '40 x 32, 3 channels' $kiln inspect again.png
+cmp same.png again.png || fail "a picture changed on its way through"
+
+# --- names that mean something to shells, linkers and printf
+for name in 'a b' "q'uote" 'd"quote' -o @x ';id' '$(id)' '%s%n' 'back\slash' $'new\nline'; do
+  mkdir -p "./in $name"
+  cp w.safetensors "./in $name/$name.safetensors"
+  cp "$examples/simple_cnn10_bn.json" "./in $name/$name.json"
+  expect 0 '' $kiln compile "./in $name/$name.json" --weights "./in $name/$name.safetensors" --weights-mode file -o "./in $name/lib$name.so"
+  expect 0 '' $kiln run "./in $name/lib$name.so" --input "image=scene.png" --outputs "./in $name/out $name.safetensors"
+  cmp jit.safetensors "./in $name/out $name.safetensors" || fail "other results in a folder called $name"
+  [ "$(find "./in $name" -type f -printf x | wc -c)" -ge 6 ] || fail "files are missing in a folder called $name"
+done
+expect 1 'cannot open the folder' $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors -o none/libx.so
+expect 1 'Is a directory' $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors -o folder.so
+expect 1 'cannot open the folder' $kiln run libsimple.so --input image=scene.png --outputs none/x.safetensors
+
+# --- a locale with a decimal comma
+if localedef -i de_DE -f UTF-8 "$work/de_DE.UTF-8" >/dev/null 2>&1; then
+  comma=(env "LOCPATH=$work" LC_ALL=de_DE.UTF-8)
+  expect 0 '0\.0\.weight' "${comma[@]}" $kiln inspect w.safetensors
+  expect 0 '^ +[0-9]+\.[0-9]+ %' "${comma[@]}" $kiln run "$examples/simple_cnn10_bn.json" --weights w.safetensors --input image=scene.png --outputs comma.safetensors
+  cmp jit.safetensors comma.safetensors || fail "a decimal comma changes results"
+  expect 0 '' "${comma[@]}" $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors -o libcomma.so
+  expect 0 '' $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors -o libplain.so
+  cmp libcomma.so libplain.so || fail "a decimal comma changes libraries"
+  cmp comma.h plain.h || fail "a decimal comma changes headers"
+  expect 0 '"median_ms":[0-9]+\.[0-9]+,' "${comma[@]}" $kiln bench libcomma.so --seconds 0.1 --json
+fi
 
 # --- hooks
 expect 0 'hook\.' $kiln run "$examples/simple_cnn10_bn.json" --weights w.safetensors --input image=scene.png --hook '1:activation:store' --hooks-out hooks.safetensors --outputs hooked.safetensors
@@ -118,6 +244,8 @@ for mode in embed file caller; do
   expect 0 '' $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors --weights-mode $mode -o $mode/libsimple.so
 done
 expect 0 '' $kiln run file/libsimple.so --input image=scene.png --outputs file.safetensors
+expect 0 'tensors' $kiln init "$examples/simple_net.json" --seed 1 -o other.safetensors
+expect 1 "^other\.safetensors: error: has no tensor '2\.1\.bias'" $kiln run caller/libsimple.so --weights other.safetensors --input image=scene.png
 expect 0 '' $kiln run caller/libsimple.so --weights w.safetensors --input image=scene.png --outputs caller.safetensors
 cmp jit.safetensors file.safetensors || fail "weights from a file give other results"
 cmp jit.safetensors caller.safetensors || fail "weights from the caller give other results"

@@ -45,4 +45,25 @@ cmake -S cmake -B cmake/build -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
 cmake --build cmake/build >/dev/null
 cmake/build/jit "$examples/simple_cnn10_bn.json" w.safetensors >cmake.txt
 cmp compiled.txt cmake.txt
+# Grad-CAM from a compiled library; the program's own heat map of the same picture is the reference
+"$build/draw_scene" scene.png 640 480
+cat >view.json <<JSON
+{ "kiln": 1, "name": "view",
+  "inputs": { "image": { "shape": ["N", 3, 352, 352],
+      "preprocess": { "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resize": 352 } } },
+  "layers": [{ "op": "identity", "name": "seen" }] }
+JSON
+$kiln run view.json --input image=scene.png --output seen=image.npy >/dev/null
+$kiln init "$examples/resnet34_pets.json" --seed 3 -o pets.safetensors >/dev/null
+$kiln compile "$examples/resnet34_pets.json" --weights pets.safetensors --hook body:activation:store \
+  --hook body:gradient:store -o alone/libresnet34_pets.so >/dev/null
+cp "$source/examples/host/gradcam.c" alone/
+(cd alone && cc -std=c11 -Wall -Wextra -Werror gradcam.c -I. -L. -lresnet34_pets -o gradcam)
+LD_LIBRARY_PATH=alone alone/gradcam image.npy >cam.txt
+class=$(sed -n 's/^class //p' cam.txt)
+$kiln heatmap alone/libresnet34_pets.so --input image=scene.png --layer body --method gradcam --raw cam.npy -o cam.png >reference.txt
+grep -q "^class $class" reference.txt
+largest=$($kiln inspect cam.npy | awk 'NR == 2 { print $NF }')
+sed 1d cam.txt | tr ' ' '\n' | awk -v want="$largest" '$1 > most { most = $1 } END { exit !(most > 0 && most < want * 1.001 && most > want * 0.999) }'
+
 echo "compiled library, pkg-config and CMake hosts print the same $(wc -l <compiled.txt) values"

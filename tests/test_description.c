@@ -382,6 +382,16 @@ static void mistakes_are_reported(void **state) {
        "m.json:2:85: error: blocks.b.layers[0] 's.0.0': out_channels: division by zero\n"
        "m.json:2:101: error: blocks.b.layers[0] 's.0.0': kernel: expected an integer from 1 to 65535, found \"$k\" = "
        "0\n"},
+      /* 2^53 + 1 is not a double: cJSON has rounded it */
+      {"{\"kiln\": 1, \"name\": \"m\", \"inputs\": {\"x\": {\"shape\": [\"N\", 3, 8, 8]}},\n"
+       " \"blocks\": {\"b\": {\"params\": {\"k\": 9007199254740993}, \"layers\": [{\"op\": \"relu\"}]}},\n"
+       " \"layers\": [{\"op\": \"relu\", \"if\": 9007199254740993}, {\"op\": \"add\", \"in\": [\"x\", \"w\"]}],\n"
+       " \"weights\": {\"w\": {\"dtype\": \"i64\", \"shape\": [1], \"data\": [-9007199254740993]}}}",
+       "m.json:4:59: error: weights.w: data[0]: -9007199254740992 does not fit i64\n"
+       "m.json:2:35: error: blocks.b.params.k: expected an integer from -9007199254740991 to 9007199254740991, found "
+       "9007199254740992\n"
+       "m.json:3:34: error: layers[0]: if: expected an integer from -9007199254740991 to 9007199254740991, found "
+       "9007199254740992\n"},
       {"{\"kiln\": 1, \"name\": \"m\", \"inputs\": {\"x\": {\"shape\": [\"N\", 3, 8, 8]}},\n"
        " \"layers\": [{\"op\": \"relu\", \"if\": \"9223372036854775807 + 1\"}, {\"op\": \"relu\", \"repeat\": "
        "\"1/(2-2)\"}, {\"op\": \"relu\", \"repeat\": -1}]}",

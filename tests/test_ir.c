@@ -93,6 +93,8 @@ static const char *const canonical[] = {
     "  value \"\xc3\xa9\"\n"
     "  hook \"layer*.conv2\" gradient stats\n"
     "  hook \"body\" activation call\n"
+    "  hook \"body\" activation stats\n"
+    "  hook \"y\" activation stats {bins=20, low=-1, high=1, threshold=0.1}\n"
     "  group body [\"a*\", \"b\"] frozen freeze_batch_norm\n"
     "  group head [\"c\"]\n"
     "  labels [\"cat\", \"\"]\n"
@@ -104,6 +106,16 @@ static const char *const canonical[] = {
     "  parameter %2 : f32[2] {init=one, name=\"other\", port=1}\n"
     "  parameter %first : f32[2] {init=one, port=0}\n"
     "  %4 = add %a, %2 : f32[N,2]\n"
+    "}\n",
+    /* gradients asked for, and the ops that they need */
+    "graph \"gradients\" {\n"
+    "  input %class : i64[N]\n"
+    "  %1 = one_hot %class {depth=7} : f32[N,7]\n"
+    "  %y = slice %1 {start=2, length=3} : f32[N,3]\n"
+    "  output y = %y\n"
+    "  gradient y class wrt [\"y\"]\n"
+    "  gradient \"0\" cotangent input dy wrt [\"x\", \"layer1.0\"] hook\n"
+    "  gradient y scalar wrt [\"y\"]\n"
     "}\n",
 };
 
@@ -286,7 +298,8 @@ static void test_op_names(void **state) {
     assert_string_not_equal(names[i], "convert");
     assert_string_not_equal(names[i], "input");
   }
-  assert_int_equal(count, OP_COUNT - 6);
+  /* sources and what passes make; backward ops; a gradient for each element-wise op of one operand */
+  assert_int_equal(count, OP_COUNT - 8 - 16 - 12);
   assert_int_equal(op_find("bn_scale"), OP_BN_SCALE);
   assert_int_equal(op_find("conv"), OP_COUNT);
 }

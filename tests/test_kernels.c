@@ -197,7 +197,9 @@ static Tensor run_once(Trial *trial, int64_t chunks, bool at_end) {
   buffers[kernel->input_count] = make_buffer(&kernel->output, trial->batch, at_end);
   call.ports[kernel->input_count] = buffers[kernel->input_count];
   const kiln_weights weights = {.program = trial->program};
-  assert_int_equal(trial->program->run(&weights, NULL, &call.io), KILN_OK);
+  char *scratch = guarded_alloc((size_t)(trial->program->scratch_bytes * MAX_CHUNKS), true);
+  assert_int_equal(trial->program->run(&weights, scratch, &call.io), KILN_OK);
+  guarded_free(scratch);
   Tensor result = tensor_create(arena, "y", kernel->output.dtype, concrete(kernel->output.shape, trial->batch));
   transfer(&kernel->output, trial->batch, buffers[kernel->input_count], result.data, false);
   check_padding(trial, buffers[kernel->input_count]);
@@ -279,7 +281,8 @@ static void check_line(Fixture *fixture, const Target *target, const OpCase *lin
     trial.label = arena_format(fixture->arena, "%s with an epilogue", trial.label);
   }
   const char *name = trial.label;
-  Gaps last = trial.node->inputs[0]->shape.rank == 4 ? GAPS_ODD : GAPS_NONE;
+  bool image = trial.node->input_count > 0 && trial.node->inputs[0]->shape.rank == 4;
+  Gaps last = image ? GAPS_ODD : GAPS_NONE;
   for (Gaps gaps = GAPS_NONE; gaps <= last; gaps++) {
     build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, gaps);
     check_fills(&trial);

@@ -206,17 +206,19 @@ static void hooks_that_do_not_fit_are_reported(void **state) {
   graph->value_name_count = 1;
   graph->hooks = (Hook[]){{"relu2", HOOK_ACTIVATION, HOOK_STORE, {"m.json", 3, 5}},
                           {"relu1", HOOK_GRADIENT, HOOK_STORE, {"m.json", 4, 5}},
-                          {"relu1", HOOK_ACTIVATION, HOOK_STATS, {"m.json", 5, 5}}};
+                          {"relu1", HOOK_GRADIENT, HOOK_STATS, {"m.json", 5, 5}}};
   graph->hook_count = 3;
   PassOptions options = {.target = &wide};
   Plan *plan;
   assert_false(pipeline_run(graph, &options, NULL, fixture->diag, &plan));
   check_messages(fixture,
                  "m.json:3:5: error: hook 'relu2' matches no value; did you mean 'relu1'?\n"
-                 "m.json:4:5: error: hook 'relu1': kind 'gradient' is not supported by this version; supported: "
-                 "activation, store\n"
-                 "m.json:5:5: error: hook 'relu1': action 'stats' is not supported by this version; supported: "
-                 "activation, store\n");
+                 "m.json:5:5: error: hook 'relu1': gradients are only stored by this version, found action 'stats'\n");
+  clear_messages(fixture);
+  graph->hooks[0].pattern = "relu1";
+  graph->hook_count = 2;
+  assert_false(pipeline_run(graph, &options, NULL, fixture->diag, &plan));
+  check_messages(fixture, "m.json:4:5: error: gradient of 'y': expected class scores f32[N,K], found f32[N,4,8,8]\n");
 }
 
 static void unknown_names_in_options_are_reported(void **state) {
@@ -264,8 +266,8 @@ static void dumps_come_in_order(void **state) {
   assert_true(pipeline_run(graph, &options, &pipeline, fixture->diag, &plan));
   assert_null(plan);
   assert_string_equal(log.text.data,
-                      "before 0 infer ir\nbefore 0 infer dot\nafter 2 lower ir\nafter 2 lower dot\n"
-                      "after 7 layout ir\nafter 7 layout dot\n");
+                      "before 0 infer ir\nbefore 0 infer dot\nafter 3 lower ir\nafter 3 lower dot\n"
+                      "after 8 layout ir\nafter 8 layout dot\n");
   log.fail = true;
   graph = random_graph(2, fixture->arena, &inputs);
   assert_false(pipeline_run(graph, &options, &pipeline, fixture->diag, &plan));

@@ -14,13 +14,28 @@
 /* --- attributes --------------------------------------------------------------------------------------- */
 
 /* 2^53 + 1 and what wraps in 16, 32 and 64 bits, alone or multiplied by a small number. */
-static const char *const integers[] = {
-    "-9223372036854775808", "-36028797018963968", "-4294967296", "-65536", "-2", "-1", "0", "2", "3", "65535", "65536",
-    "2147483647", "2147483648", "4294967295", "4294967297", "9007199254740993", "36028797018963968",
-    "4611686018427387904", "9223372036854775807"};
+static const char *const integers[] = {"-9223372036854775808",
+                                       "-36028797018963968",
+                                       "-4294967296",
+                                       "-65536",
+                                       "-2",
+                                       "-1",
+                                       "0",
+                                       "2",
+                                       "3",
+                                       "65535",
+                                       "65536",
+                                       "2147483647",
+                                       "2147483648",
+                                       "4294967295",
+                                       "4294967297",
+                                       "9007199254740993",
+                                       "36028797018963968",
+                                       "4611686018427387904",
+                                       "9223372036854775807"};
 static const char *const floats[] = {"nan", "inf", "-inf", "-1", "0", "1", "1e308", "-1e308", "5e-324"};
-static const char *const words[] = {"true", "false", "zeros", "reflect", "replicate", "border", "reflection", "nearest",
-                                    "bilinear", "none", "tanh", "mean", "sum", "nonsense"};
+static const char *const words[] = {"true",    "false",    "zeros", "reflect", "replicate", "border", "reflection",
+                                    "nearest", "bilinear", "none",  "tanh",    "mean",      "sum",    "nonsense"};
 /* Where a value V goes in a text, by type; NULL ends. */
 static const char *const places[][10] = {
     [ATTR_INT] = {"V"},
@@ -43,8 +58,10 @@ static const char *put_value(Arena *arena, const char *place, const char *value)
   Text text;
   text_init(&text, arena);
   for (; *place; place++) {
-    if (*place == 'V') text_add(&text, value);
-    else text_add_n(&text, place, 1);
+    if (*place == 'V')
+      text_add(&text, value);
+    else
+      text_add_n(&text, place, 1);
   }
   return text.data;
 }
@@ -71,7 +88,8 @@ static int64_t elements_of(const Graph *graph) {
 static void check_accepted(Fixture *fixture, const OpCase *line, Graph *graph) {
   enum { COMPUTABLE = 1 << 16 };
   const int64_t elements = elements_of(graph);
-  if (elements > INT64_C(1) << 42) fail_msg("%s: %lld elements", op_case_label(line, fixture->arena), (long long)elements);
+  if (elements > INT64_C(1) << 42)
+    fail_msg("%s: %lld elements", op_case_label(line, fixture->arena), (long long)elements);
   if (elements <= COMPUTABLE) {
     TensorList inputs, parameters;
     EvalResult result;
@@ -103,8 +121,8 @@ static void try_attribute(Fixture *fixture, const OpCase *base, AttrId id, Tally
       round.diag = diag_create(round.arena);
       const char *own = arena_format(round.arena, "%s=", info->name);
       const bool alone = base->attributes[0] == '\0' || strstr(base->attributes, own) != NULL;
-      const char *attributes = arena_format(round.arena, "%s%s%s%s", alone ? "" : base->attributes, alone ? "" : ", ", own,
-                                            put_value(round.arena, *place, values[v]));
+      const char *attributes = arena_format(round.arena, "%s%s%s%s", alone ? "" : base->attributes, alone ? "" : ", ",
+                                            own, put_value(round.arena, *place, values[v]));
       const OpCase line = {base->op, base->operands, attributes, false};
       Graph *graph = op_case_graph(&line, 2, round.arena, round.diag);
       if (graph) {
@@ -126,7 +144,8 @@ static void attributes_of_every_op_have_limits(void **state) {
     const OpInfo *info = op_info(op);
     const OpCase *base = NULL;
     for (size_t i = 0; i < op_case_count(); i++)
-      if (strcmp(op_case(i)->op, info->name) == 0 && (base == NULL || strlen(op_case(i)->operands) < strlen(base->operands)))
+      if (strcmp(op_case(i)->op, info->name) == 0 &&
+          (base == NULL || strlen(op_case(i)->operands) < strlen(base->operands)))
         base = op_case(i);
     if (base == NULL) continue;
     for (int id = 0; id < ATTR_ID_COUNT; id++) {
@@ -138,11 +157,30 @@ static void attributes_of_every_op_have_limits(void **state) {
   }
 }
 
+/* Parameters are inputs of the op, but a layer does not name them. */
+static bool layer_takes_two(const OpInfo *info) {
+  ParameterSpec specs[PARAMETER_SPEC_MAX];
+  const Attrs attrs = attrs_default();
+  return info->inputs_min == 2 && info->parameters(&attrs, &(Shape){4, {DIM_BATCH, 4, 6, 6}}, specs) == 0;
+}
+
 /* The same from a description, with values of every JSON type too. */
 static void keys_of_every_op_have_limits(void **state) {
-  Fixture *fixture = *state;
-  static const char *const others[] = {"null", "{}", "[]", "\"\"", "\"$x\"", "\"1/0\"", "\"9223372036854775807+1\"",
-                                       "[[[[1]]]]", "[1,2,3,4,5,6,7,8,9]", "1e300", "-0.0", "1.5", "\"N\"", "[\"N\",\"N\"]"};
+  (void)state;
+  static const char *const others[] = {"null",
+                                       "{}",
+                                       "[]",
+                                       "\"\"",
+                                       "\"$x\"",
+                                       "\"1/0\"",
+                                       "\"9223372036854775807+1\"",
+                                       "[[[[1]]]]",
+                                       "[1,2,3,4,5,6,7,8,9]",
+                                       "1e300",
+                                       "-0.0",
+                                       "1.5",
+                                       "\"N\"",
+                                       "[\"N\",\"N\"]"};
   enum { OTHERS = sizeof others / sizeof *others, INTEGERS = sizeof integers / sizeof *integers };
   size_t count;
   const char *const *names = op_names(&count);
@@ -158,25 +196,27 @@ static void keys_of_every_op_have_limits(void **state) {
         const bool window = (info->attrs & A(KERNEL)) && id != ATTR_ID_KERNEL;
         const bool channels = (info->attrs & A(OUT_CHANNELS)) && id != ATTR_ID_OUT_CHANNELS;
         const bool features = (info->attrs & A(OUT_FEATURES)) && id != ATTR_ID_OUT_FEATURES;
-        const char *text = arena_format(
-            arena,
-            "{\"kiln\":1,\"name\":\"m\",\"inputs\":{\"x\":{\"shape\":[\"N\",4,6,6]}},\"layers\":[{\"op\":\"%s\",\"in\":[%s],"
-            "%s%s%s\"%s\":%s}]}",
-            names[n], info->inputs_min >= 2 && info->parameters(&(Attrs){.kernel = {{1, 1}}}, &(Shape){0}, (ParameterSpec[PARAMETER_SPEC_MAX]){{0}}) == 0 ? "\"x\",\"x\"" : "\"x\"",
-            window ? "\"kernel\":2," : "", channels ? "\"out_channels\":2," : "", features ? "\"out_features\":2," : "", name, value);
+        const char *text =
+            arena_format(arena,
+                         "{\"kiln\":1,\"name\":\"m\",\"inputs\":{\"x\":{\"shape\":[\"N\",4,6,6]}},\"layers\":[{\"op\":"
+                         "\"%s\",\"in\":[%s],"
+                         "%s%s%s\"%s\":%s}]}",
+                         names[n], layer_takes_two(info) ? "\"x\",\"x\"" : "\"x\"", window ? "\"kernel\":2," : "",
+                         channels ? "\"out_channels\":2," : "", features ? "\"out_features\":2," : "", name, value);
         Graph *graph = NULL;
         const bool good = description_parse("m.json", text, strlen(text), NULL, arena, diag, &graph);
-        if (good) elements_of(graph);
-        else refused++;
+        if (good)
+          elements_of(graph);
+        else
+          refused++;
         if (good != (diag_error_count(diag) == 0)) fail_msg("%s: %d with %s", text, good, diag_text(diag, arena));
-        if (v >= OTHERS && strcmp(value, "9007199254740993") == 0 && attr_info((AttrId)id)->type <= ATTR_INT4 && good)
-          fail_msg("accepted: %s", text);
+        const bool integral = attr_info((AttrId)id)->type <= ATTR_INT4 || attr_info((AttrId)id)->type == ATTR_INTS;
+        if (integral && good && strlen(value) > 10) fail_msg("accepted: %s", text);
         arena_destroy(arena);
       }
       if (refused == 0) fail_msg("%s of %s takes every value", attr_info((AttrId)id)->name, names[n]);
     }
   }
-  (void)fixture;
 }
 
 /* --- the host's state ----------------------------------------------------------------------------------- */
@@ -184,8 +224,10 @@ static void keys_of_every_op_have_limits(void **state) {
 static const char description[] =
     "{ \"kiln\": 1, \"name\": \"trap\", \"inputs\": { \"x\": { \"shape\": [\"N\", 3, 6, 5],\n"
     "  \"preprocess\": { \"mean\": [0.5, 0.25, 0.125], \"std\": [1.5, 2.5, 3.5] } } },\n"
-    "  \"layers\": [ { \"op\": \"conv2d\", \"out_channels\": 4, \"kernel\": 3 }, { \"op\": \"batch_norm\", \"eps\": 0.00123 },\n"
-    "              { \"op\": \"leaky_relu\", \"negative_slope\": 0.125 }, { \"op\": \"gelu\" }, { \"op\": \"softmax\" } ] }";
+    "  \"layers\": [ { \"op\": \"conv2d\", \"out_channels\": 4, \"kernel\": 3 }, { \"op\": \"batch_norm\", \"eps\": "
+    "0.00123 },\n"
+    "              { \"op\": \"leaky_relu\", \"negative_slope\": 0.125 }, { \"op\": \"gelu\" }, { \"op\": \"softmax\" "
+    "} ] }";
 
 enum { IMAGE = 3 * 6 * 5, RESULT = 4 * 4 * 3 };
 
@@ -254,7 +296,8 @@ static void a_decimal_comma_changes_nothing(void **state) {
   Fixture *fixture = *state;
   char command[160];
   snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 '%s/de_DE.UTF-8' >/dev/null 2>&1", fixture->folder);
-  if (system(command) != 0 || setenv("LOCPATH", fixture->folder, 1) != 0) skip(); /* no locale sources on this machine */
+  if (system(command) != 0 || setenv("LOCPATH", fixture->folder, 1) != 0)
+    skip(); /* no locale sources on this machine */
   Product *plain = make_product(fixture, "first");
   assert_non_null(setlocale(LC_ALL, "de_DE.UTF-8"));
   char shown[8];

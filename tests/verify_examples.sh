@@ -9,6 +9,7 @@ examples=$source/examples
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
+export KILN_CACHE_DIR=$work/cache
 count=0
 
 fail() { printf 'FAILED: %s\n' "$*"; exit 1; }

@@ -22,7 +22,7 @@ typedef bool CpuEmit(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
 
 static CpuEmit *const emitters[OP_COUNT] = {
 #define OP(ENUM, name, inputs_min, inputs_max, attributes, layouts, parameters) [OP_##ENUM] = cpu_##name,
-#define UNARY(ENUM, name, attributes)                                           [OP_##ENUM] = cpu_elementwise,
+#define UNARY(ENUM, name, attributes)                                           [OP_##ENUM] = cpu_elementwise, [OP_##ENUM##_GRAD] = cpu_elementwise,
 #define BINARY(ENUM, name, attributes)                                          [OP_##ENUM] = cpu_elementwise,
 #define SOURCE(ENUM, name)
 #include "ops.def"
@@ -275,6 +275,7 @@ static bool build_kernel(Unit *unit) {
       .pointer = LLVMPointerTypeInContext(context, 0),
       .void_type = LLVMVoidTypeInContext(context),
       .kernel = unit->kernel,
+      .max_batch = unit->plan->max_batch,
   };
   arena_defer(unit->arena, dispose_builder, emit.builder);
   emit.function = add_kernel_function(unit, &emit);
@@ -368,12 +369,12 @@ static Worker *worker_create(Queue *queue, Arena *arena) {
   return worker;
 }
 
-/* As many as this process may use at once. */
-static size_t default_threads(void) {
+int32_t cpu_threads(int32_t threads) {
   enum { DEFAULT_THREADS_LIMIT = 8 };
-  cpu_set_t set;
-  int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-  return count > DEFAULT_THREADS_LIMIT ? DEFAULT_THREADS_LIMIT : count > 0 ? (size_t)count : 1;
+  if (threads > 0) return threads;
+  cpu_set_t set; /* the processors that this process may use; not readable on a machine with more than 1024 */
+  int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : DEFAULT_THREADS_LIMIT;
+  return count > DEFAULT_THREADS_LIMIT ? DEFAULT_THREADS_LIMIT : count;
 }
 
 /* All units, on `threads` threads of which the caller is one. Results stand in the units whatever the order. */
@@ -381,7 +382,7 @@ static bool compile_units(Unit *units, size_t count, int32_t threads, Arena *are
   Queue *queue = arena_new(arena, Queue);
   queue->units = units;
   queue->count = count;
-  size_t workers = threads > 0 ? (size_t)threads : default_threads();
+  size_t workers = (size_t)cpu_threads(threads);
   if (workers > count) workers = count > 0 ? count : 1;
   Worker **list = arena_array(arena, workers, Worker *);
   for (size_t i = 0; i < workers; i++) list[i] = worker_create(queue, arena);

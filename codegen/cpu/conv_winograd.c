@@ -256,12 +256,13 @@ static void store_tile(OutputTile *tile, Value tile_row, Value tile_column, cons
   int32_t outputs = winograd->outputs;
   int64_t last_rows = winograd->shape.out_height - (winograd->grid.rows - 1) * outputs;
   int64_t last_columns = winograd->shape.out_width - (winograd->grid.columns - 1) * outputs;
-  Value base = emit_address(emit, emit->output, emit_offset(emit, winograd->output, tile->index));
+  Value base = emit_opaque(emit, emit_address(emit, emit->output, emit_offset(emit, winograd->output, tile->index)));
   tile->operands = arena_array(emit->arena, (size_t)winograd->kernel->input_count, Value);
   for (int32_t i = winograd->kernel->op_input_count; i < winograd->kernel->input_count; i++) {
     const PlanTensor *operand = &winograd->kernel->inputs[i];
     if (lies_like_output(winograd, operand))
-      tile->operands[i] = emit_address(emit, emit->inputs[i], emit_offset(emit, operand, tile->index));
+      tile->operands[i] =
+          emit_opaque(emit, emit_address(emit, emit->inputs[i], emit_offset(emit, operand, tile->index)));
   }
   Value inner_row = emit_less(emit, tile_row, emit_int(emit, winograd->grid.rows - 1));
   Value inner_column = emit_less(emit, tile_column, emit_int(emit, winograd->grid.columns - 1));

@@ -2,8 +2,9 @@
  *
  * The layouts that matter differ by a transposition: in a plain tensor neighbours are the columns of one channel (or
  * filter), in a blocked one they are the lanes of a block, that is the same column of b channels. Squares of
- * lanes × lanes numbers are transposed in registers, so that memory is read and written in whole vectors. Lanes behind
- * the last channel are filled with zeros. */
+ * lanes × lanes numbers are transposed in registers, so that memory is read and written in whole vectors; of weights,
+ * which are converted once, squares of 4 × 4 in a loop: LLVM takes long over the many shuffles of a large one. Lanes
+ * behind the last channel are filled with zeros. */
 #include <assert.h>
 
 #include "conv.h"
@@ -12,6 +13,7 @@
 
 enum {
   MAX_LANES = 16,
+  COMPACT_SIDE = 4,
   CHUNK_COLUMNS = 256 /* of a filter's elements in one work item */
 };
 
@@ -23,6 +25,7 @@ typedef struct Stripe {
   int64_t row_stride;   /* plain: from lane to lane */
   int64_t columns;      /* plain: adjacent; blocked: `block` apart */
   bool to_blocked;      /* the direction */
+  bool compact;         /* short code rather than fast code */
 } Stripe;
 
 /* Transposes lanes × lanes numbers: at the step of width w, the w × w squares off the diagonal of each 2w × 2w square
@@ -45,26 +48,26 @@ static void transpose(Emit *emit, Value *rows, int32_t lanes) {
   }
 }
 
-/* Columns [column, column + lanes), lanes [first, first + lanes) of the block. */
-static void convert_square(Emit *emit, const Stripe *stripe, Value column, int32_t first, int32_t lanes) {
+/* Columns [column, column + side), lanes [first, first + side) of the block, of which the first `valid` exist. */
+static void convert_square(Emit *emit, const Stripe *stripe, Value column, Value first, int32_t side, int32_t valid) {
   Value rows[MAX_LANES];
-  Value blocked = emit_add_int(emit, emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->block)), first);
-  Value plain = emit_add_int(emit, emit_add(emit, stripe->plain, column), first * stripe->row_stride);
-  assert(lanes <= MAX_LANES);
-  for (int32_t i = 0; i < lanes; i++) {
+  Value blocked = emit_add(emit, emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->block)), first);
+  Value plain = emit_add(emit, emit_add(emit, stripe->plain, column), emit_mul_int(emit, first, stripe->row_stride));
+  assert(side <= MAX_LANES);
+  for (int32_t i = 0; i < side; i++) {
     if (!stripe->to_blocked) {
-      rows[i] = emit_load(emit, emit->inputs[0], emit_add_int(emit, blocked, (int64_t)i * stripe->block), lanes);
-    } else if (first + i < stripe->valid) {
-      rows[i] = emit_load(emit, emit->inputs[0], emit_add_int(emit, plain, i * stripe->row_stride), lanes);
+      rows[i] = emit_load(emit, emit->inputs[0], emit_add_int(emit, blocked, (int64_t)i * stripe->block), side);
+    } else if (i < valid) {
+      rows[i] = emit_load(emit, emit->inputs[0], emit_add_int(emit, plain, i * stripe->row_stride), side);
     } else {
-      rows[i] = emit_float(emit, lanes, 0);
+      rows[i] = emit_float(emit, side, 0);
     }
   }
-  transpose(emit, rows, lanes);
-  for (int32_t i = 0; i < lanes; i++) {
+  transpose(emit, rows, side);
+  for (int32_t i = 0; i < side; i++) {
     if (stripe->to_blocked)
       emit_store(emit, emit->output, emit_add_int(emit, blocked, (int64_t)i * stripe->block), rows[i]);
-    else if (first + i < stripe->valid)
+    else if (i < valid)
       emit_store(emit, emit->output, emit_add_int(emit, plain, i * stripe->row_stride), rows[i]);
   }
 }
@@ -86,16 +89,24 @@ static void convert_column(Emit *emit, const Stripe *stripe, Value column) {
  * vector has lanes, or is all there are. */
 static void convert_stripe(Emit *emit, const Stripe *stripe, Value begin, Value end) {
   int32_t lanes = emit->target->vector_lanes;
-  if (stripe->columns < lanes || stripe->block % lanes != 0) {
+  int32_t side = stripe->compact && lanes > COMPACT_SIDE ? COMPACT_SIDE : lanes;
+  if (stripe->columns < side || stripe->block % side != 0) {
     EmitLoop column = emit_loop_begin(emit, begin, end, 1, "column");
     convert_column(emit, stripe, column.index);
     emit_loop_end(emit, &column);
     return;
   }
-  EmitLoop square = emit_loop_begin(emit, begin, end, lanes, "square");
-  Value column = emit_min(emit, square.index, emit_add_int(emit, end, -lanes));
-  int32_t stop = stripe->to_blocked ? stripe->block : stripe->valid;
-  for (int32_t first = 0; first < stop; first += lanes) convert_square(emit, stripe, column, first, lanes);
+  EmitLoop square = emit_loop_begin(emit, begin, end, side, "square");
+  Value column = emit_min(emit, square.index, emit_add_int(emit, end, -side));
+  int32_t stop = stripe->to_blocked ? stripe->block : stripe->valid, first = 0;
+  if (stripe->compact && stripe->valid >= side) {
+    first = stripe->valid / side * side;
+    EmitLoop part = emit_loop_count(emit, first, side, "part");
+    convert_square(emit, stripe, column, part.index, side, side);
+    emit_loop_end(emit, &part);
+  }
+  for (; first < stop; first += side)
+    convert_square(emit, stripe, column, emit_int(emit, first), side, stripe->valid - first);
   emit_loop_end(emit, &square);
 }
 
@@ -157,7 +168,8 @@ static bool convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_
 /* Filters and matrices: [K] rows of elements without gaps become blocks of K. */
 static bool convert_filter(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
   const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
-  Stripe stripe = {.block = out->layout.block, .row_stride = in->storage.stride[0], .columns = 1, .to_blocked = true};
+  Stripe stripe = {.block = out->layout.block, .row_stride = in->storage.stride[0], .columns = 1, .to_blocked = true,
+                   .compact = true};
   for (int32_t d = 1; d < out->shape.rank; d++) stripe.columns *= out->shape.dims[d];
   int64_t filters = out->shape.dims[0], blocks = (filters + stripe.block - 1) / stripe.block;
   /* the last chunk takes the rest, so that none is shorter than a vector */

@@ -334,6 +334,14 @@ void emit_store_strided(Emit *emit, Value base, Value offset, int64_t stride, Va
   }
 }
 
+Value emit_opaque(Emit *emit, Value address) {
+  const char name[] = "llvm.launder.invariant.group";
+  unsigned id = LLVMLookupIntrinsicID(name, sizeof name - 1);
+  Value function = LLVMGetIntrinsicDeclaration(emit->module, id, &emit->pointer, 1);
+  LLVMTypeRef type = LLVMIntrinsicGetType(emit->context, id, &emit->pointer, 1);
+  return LLVMBuildCall2(emit->builder, type, function, &address, 1, "");
+}
+
 void emit_prefetch_line(Emit *emit, Value base, Value offset, bool first_level) {
   enum { READ = 0, FIRST_LEVEL = 3, SECOND_LEVEL = 2, DATA = 1 }; /* arguments of llvm.prefetch */
   unsigned id = LLVMLookupIntrinsicID("llvm.prefetch", sizeof "llvm.prefetch" - 1);

@@ -104,11 +104,12 @@ static void emit_rows(Linear *state, int64_t vectors, int64_t last_count) {
   const Shape *shape = &state->kernel->output.shape;
   bool batched = shape->dims[0] == DIM_BATCH;
   int64_t limit = state->kernel->choice.tile_pixels > 0 ? state->kernel->choice.tile_pixels : 1;
-  int64_t fixed = batched ? INT64_MAX : shape->dims[0] * state->rows_per_image;
-  Value count = batched ? emit_mul_int(emit, emit->batch, state->rows_per_image) : emit_int(emit, fixed);
+  int64_t images = batched ? emit->max_batch : shape->dims[0], most;
+  if (!checked_mul(images, state->rows_per_image, &most)) most = INT64_MAX;
+  Value count = batched ? emit_mul_int(emit, emit->batch, state->rows_per_image) : emit_int(emit, most);
   Value begin = emit_int(emit, 0);
   for (int64_t rows = limit; rows > 0; rows = rows > 4 ? 4 : rows > 1 ? 1 : 0) {
-    if (rows > fixed) continue;
+    if (rows > most) continue;
     Value tiles = emit_div_int(emit, emit_sub(emit, count, begin), rows);
     Value end = emit_add(emit, begin, emit_mul_int(emit, tiles, rows));
     EmitLoop row = emit_loop_begin(emit, begin, end, rows, "row");

@@ -29,16 +29,16 @@ typedef struct Stats {
   const Attrs *attrs;
   StatsBlocks blocks;
   StatsRange range;
-  bool narrow;    /* bins are exact in f32 */
-  int32_t lanes;  /* of float vectors */
-  int32_t bytes;  /* of byte vectors */
-  Value pivot;    /* double */
+  bool narrow;   /* bins are exact in f32 */
+  int32_t lanes; /* of float vectors */
+  int32_t bytes; /* of byte vectors */
+  Value pivot;   /* double */
   Reduction sum, squares;
   Value near_vector, near_scalar; /* variables: counts of i32 */
   Value histogram, codes;         /* in scratch memory */
   Value position;                 /* variable: how many codes there are */
   Value mask;                     /* which lanes hold values; NULL: all */
-  Value counts;                   /* offset of the counts in the output */
+  Value index[SHAPE_MAX_RANK];    /* of the block's results */
 } Stats;
 
 /* --- integers ---------------------------------------------------------------------------------------- */
@@ -109,9 +109,9 @@ static Value clear_variable(Emit *emit, LLVMTypeRef type, const char *name) {
 /* The bin of each lane from 0, or −1. */
 static Value find_bins(const Stats *stats, Value value, Value wide, int32_t lanes) {
   Emit *emit = stats->emit;
-  Value inside = emit_and(
-      emit, LLVMBuildFCmp(emit->builder, LLVMRealOGE, value, emit_float(emit, lanes, stats->range.low), ""),
-      LLVMBuildFCmp(emit->builder, LLVMRealOLE, value, emit_float(emit, lanes, stats->range.high), ""));
+  Value inside =
+      emit_and(emit, LLVMBuildFCmp(emit->builder, LLVMRealOGE, value, emit_float(emit, lanes, stats->range.low), ""),
+               LLVMBuildFCmp(emit->builder, LLVMRealOLE, value, emit_float(emit, lanes, stats->range.high), ""));
   if (stats->mask != NULL) inside = emit_and(emit, inside, stats->mask);
   Value place, none;
   if (stats->narrow) {
@@ -140,8 +140,7 @@ static Value take_values(const Stats *stats, Value base, Value offset, int32_t l
   Emit *emit = stats->emit;
   Value value = emit_load(emit, base, offset, lanes), wide = wide_from_float(emit, value, lanes);
   Value distance = emit_fsub(emit, wide, wide_splat(emit, stats->pivot, lanes));
-  Value is_near =
-      LLVMBuildFCmp(emit->builder, LLVMRealOLE, value, emit_float(emit, lanes, stats->range.threshold), "");
+  Value is_near = LLVMBuildFCmp(emit->builder, LLVMRealOLE, value, emit_float(emit, lanes, stats->range.threshold), "");
   if (stats->mask != NULL) {
     distance = emit_select(emit, stats->mask, distance, wide_constant(emit, lanes, 0));
     is_near = emit_and(emit, is_near, stats->mask);
@@ -265,7 +264,8 @@ static void count_bins(const Stats *stats, Value first, Value begin, Value end) 
   LLVMTypeRef pairs = vector_of(LLVMInt16TypeInContext(emit->context), stats->bytes);
   Value counters[BINS_AT_ONCE];
   for (int32_t i = 0; i < BINS_AT_ONCE; i++) counters[i] = clear_variable(emit, type, "counter");
-  Value base = splat_int(emit, LLVMBuildTrunc(emit->builder, first, byte_type(emit), ""), byte_type(emit), stats->bytes);
+  Value base =
+      splat_int(emit, LLVMBuildTrunc(emit->builder, first, byte_type(emit), ""), byte_type(emit), stats->bytes);
   EmitLoop at = emit_loop_begin(emit, begin, end, stats->bytes, "codes");
   Value code = LLVMBuildSub(emit->builder, load_bytes(emit, stats->codes, at.index, stats->bytes), base, "");
   for (int32_t i = 0; i < BINS_AT_ONCE; i++) {
@@ -306,40 +306,49 @@ static void count_codes(const Stats *stats) {
   emit_loop_end(emit, &slice);
 }
 
+/* --- results ----------------------------------------------------------------------------------------- */
+
+/* Stores `value` at field `field` of the results at `index`, which has all digits but the last. */
+static void store_field(Emit *emit, Value *index, Value field, Value value, int32_t lanes) {
+  const PlanTensor *output = &emit->kernel->output;
+  index[output->shape.rank - 1] = field;
+  emit_store(emit, emit->output, emit_offset(emit, output, index), emit_epilogue(emit, value, index, lanes));
+}
+
+static void store_wide(Emit *emit, Value *index, int64_t field, Value value) {
+  store_field(emit, index, emit_int(emit, field), wide_to_float(emit, value, 1), 1);
+}
+
 /* --- partial results --------------------------------------------------------------------------------- */
 
-static void store_wide(Emit *emit, Value row, int64_t field, Value value) {
-  emit_store(emit, row, emit_int(emit, field), wide_to_float(emit, value, 1));
-}
-
 static void copy_counts(Emit *emit, void *context, int32_t lanes, Value bin) {
-  const Stats *stats = context;
-  Value counts =
-      LLVMBuildLoad2(emit->builder, vector_of(emit->i32, lanes), histogram_address(stats, bin), "");
+  Stats *stats = context;
+  Value counts = LLVMBuildLoad2(emit->builder, vector_of(emit->i32, lanes), histogram_address(stats, bin), "");
   LLVMSetAlignment(counts, 4);
-  emit_store(emit, emit->output, emit_add(emit, stats->counts, bin),
-             LLVMBuildSIToFP(emit->builder, counts, emit_float_type(emit, lanes), ""));
+  Value floats = LLVMBuildSIToFP(emit->builder, counts, emit_float_type(emit, lanes), "");
+  store_field(emit, stats->index, emit_add_int(emit, bin, STATS_FIELDS), floats, lanes);
 }
 
-static void store_block(Stats *stats, Value row, Value elements) {
+static Value count_near_zero(const Stats *stats) {
   Emit *emit = stats->emit;
-  Value address = emit_address(emit, emit->output, row), count = wide_from_int(emit, elements);
-  Value sum = reduction_end(emit, &stats->sum), squares = reduction_end(emit, &stats->squares);
+  Value lanes = emit_get(emit, vector_of(emit->i32, stats->lanes), stats->near_vector);
+  Value total = LLVMBuildAdd(emit->builder, REDUCE_INT(emit, "llvm.vector.reduce.add", lanes),
+                             emit_get(emit, emit->i32, stats->near_scalar), "");
+  return LLVMBuildSIToFP(emit->builder, total, wide_type(emit, 1), "");
+}
+
+static void store_block(Stats *stats, Value elements) {
+  Emit *emit = stats->emit;
+  Value count = wide_from_int(emit, elements), sum = reduction_end(emit, &stats->sum);
   Value shift = emit_fdiv(emit, sum, count), mean = emit_fadd(emit, stats->pivot, shift);
-  Value rounded = wide_to_float(emit, mean, 1);
-  Value near_zero = LLVMBuildAdd(
-      emit->builder,
-      REDUCE_INT(emit, "llvm.vector.reduce.add", emit_get(emit, vector_of(emit->i32, stats->lanes), stats->near_vector)),
-      emit_get(emit, emit->i32, stats->near_scalar), "");
-  Value m2 = emit_fsub(emit, squares, emit_fmul(emit, sum, shift));
+  Value rounded = wide_from_float(emit, wide_to_float(emit, mean, 1), 1);
+  Value m2 = emit_fsub(emit, reduction_end(emit, &stats->squares), emit_fmul(emit, sum, shift));
   m2 = emit_fmax(emit, wide_constant(emit, 1, 0), m2); /* rounding; a NaN stays */
-  store_wide(emit, address, STATS_COUNT, count);
-  emit_store(emit, address, emit_int(emit, STATS_MEAN), rounded);
-  store_wide(emit, address, STATS_MEAN_REST, emit_fsub(emit, mean, wide_from_float(emit, rounded, 1)));
-  store_wide(emit, address, STATS_M2, m2);
-  emit_store(emit, address, emit_int(emit, STATS_NEAR_ZERO),
-             LLVMBuildSIToFP(emit->builder, near_zero, emit->f32, ""));
-  stats->counts = emit_add_int(emit, row, STATS_FIELDS);
+  store_wide(emit, stats->index, STATS_COUNT, count);
+  store_wide(emit, stats->index, STATS_MEAN, rounded);
+  store_wide(emit, stats->index, STATS_MEAN_REST, emit_fsub(emit, mean, rounded));
+  store_wide(emit, stats->index, STATS_M2, m2);
+  store_wide(emit, stats->index, STATS_NEAR_ZERO, count_near_zero(stats));
   emit_vector_loop(emit, stats->attrs->bins, emit->target->vector_lanes, copy_counts, stats);
 }
 
@@ -370,7 +379,7 @@ bool cpu_stats_partial(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   stats.histogram = emit->scratch;
   stats.codes = byte_address(emit, emit->scratch, emit_int(emit, HISTOGRAM_BYTES));
   const StatsBlocks *blocks = &stats.blocks;
-  int64_t extents[] = {1, blocks->groups, blocks->chunks}, fields = kernel->output.shape.dims[2];
+  int64_t extents[] = {1, blocks->groups, blocks->chunks};
   *out_work = work_per_image(blocks->images, extents[1] * extents[2]);
   out_work->scratch_bytes = HISTOGRAM_BYTES + STATS_CHANNELS * blocks->rows * blocks->width + stats.bytes;
 
@@ -390,7 +399,9 @@ bool cpu_stats_partial(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   take_block(&stats, digits[0], channel, channels, y, rows);
   count_codes(&stats);
   Value elements = multiply(emit, multiply(emit, channels, rows), emit_int(emit, blocks->width));
-  store_block(&stats, emit_mul_int(emit, item.index, fields), elements);
+  stats.index[0] = digits[0];
+  stats.index[1] = emit_add(emit, emit_mul_int(emit, digits[1], blocks->chunks), digits[2]);
+  store_block(&stats, elements);
   emit_loop_end(emit, &item);
   return true;
 }
@@ -419,8 +430,9 @@ static void add_counts(Emit *emit, void *context, int32_t lanes, Value bin) {
   EmitLoop loop = partial_begin(emit, final, &row);
   reduction_add(emit, &total, emit_load(emit, row, emit_add_int(emit, bin, STATS_FIELDS), lanes), lanes);
   emit_loop_end(emit, &loop);
-  emit_store(emit, emit->output, emit_add_int(emit, bin, STATS_RESULT_FIELDS),
-             wide_to_float(emit, reduction_vector(emit, &total), lanes));
+  Value index[SHAPE_MAX_RANK];
+  store_field(emit, index, emit_add_int(emit, bin, STATS_RESULT_FIELDS),
+              wide_to_float(emit, reduction_vector(emit, &total), lanes), lanes);
 }
 
 static Value partial_mean(Emit *emit, Value row) {
@@ -453,9 +465,10 @@ bool cpu_stats_final(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
   emit_loop_end(emit, &second);
   Value freedom = emit_fsub(emit, total, wide_constant(emit, 1, 1));
   Value variance = wide_to_float(emit, emit_fdiv(emit, reduction_end(emit, &m2), freedom), 1);
-  store_wide(emit, emit->output, STATS_RESULT_MEAN, mean);
-  emit_store(emit, emit->output, emit_int(emit, STATS_RESULT_STD), emit_math(emit, EXPR_SQRT, variance, 1));
-  store_wide(emit, emit->output, STATS_RESULT_NEAR_ZERO, emit_fdiv(emit, reduction_end(emit, &near_zero), total));
+  Value index[SHAPE_MAX_RANK];
+  store_wide(emit, index, STATS_RESULT_MEAN, mean);
+  store_field(emit, index, emit_int(emit, STATS_RESULT_STD), emit_math(emit, EXPR_SQRT, variance, 1), 1);
+  store_wide(emit, index, STATS_RESULT_NEAR_ZERO, emit_fdiv(emit, reduction_end(emit, &near_zero), total));
   emit_vector_loop(emit, final.fields - STATS_FIELDS, emit->target->vector_lanes, add_counts, &final);
   emit_loop_end(emit, &item);
   return true;

@@ -155,6 +155,8 @@ void winograd_input_tile(Emit *emit, int32_t outputs, const PlanTensor *tensor, 
   const int64_t *stride = tensor->storage.stride;
   int32_t size = outputs + WINOGRAD_TAPS - 1, lanes = tensor->layout.block;
   Value half[WINOGRAD_MAX_SIZE][WINOGRAD_MAX_SIZE]; /* [column][row] */
+  input = emit_opaque(emit, input);
+  output = emit_opaque(emit, output);
   for (int32_t j = 0; j < size; j++) {
     Value column[WINOGRAD_MAX_SIZE];
     for (int32_t i = 0; i < size; i++)
@@ -173,6 +175,7 @@ void winograd_output_tile(Emit *emit, int32_t outputs, int32_t lanes, Value prod
                           Value *out_values) {
   int32_t size = outputs + WINOGRAD_TAPS - 1;
   Value half[WINOGRAD_MAX_SIZE][WINOGRAD_MAX_SIZE]; /* [column][row] */
+  products = emit_opaque(emit, products);
   for (int32_t j = 0; j < size; j++) {
     Value column[WINOGRAD_MAX_SIZE];
     for (int32_t i = 0; i < size; i++)

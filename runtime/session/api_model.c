@@ -173,29 +173,49 @@ kiln_status kiln_model_init_weights(kiln_model *model, uint64_t seed, kiln_error
   return operation_run(&model->host, model->arena, weights_init_body, &request, error);
 }
 
+typedef struct HookRequest {
+  kiln_model *model;
+  const kiln_hook *hook;
+} HookRequest;
+
 static bool hook_body(Operation *operation, void *context) {
-  WeightsRequest *request = context;
+  static const HookKind kinds[] = {[KILN_HOOK_ACTIVATION] = HOOK_ACTIVATION, [KILN_HOOK_GRADIENT] = HOOK_GRADIENT};
+  static const HookAction actions[] = {
+      [KILN_HOOK_STORE] = HOOK_STORE, [KILN_HOOK_STATS] = HOOK_STATS, [KILN_HOOK_CALL] = HOOK_CALL};
+  HookRequest *request = context;
+  const kiln_hook *given = request->hook;
   Graph *graph = request->model->graph;
   Arena *arena = request->model->arena;
   bool known = false;
-  for (size_t i = 0; i < graph->value_name_count && !known; i++) known = pattern_match(request->name, graph->value_names[i].name);
-  for (size_t i = 0; i < graph->layer_count && !known; i++) known = pattern_match(request->name, graph->layers[i].name);
+  for (size_t i = 0; i < graph->value_name_count && !known; i++) known = pattern_match(given->pattern, graph->value_names[i].name);
+  for (size_t i = 0; i < graph->layer_count && !known; i++) known = pattern_match(given->pattern, graph->layers[i].name);
   if (!known) {
-    diag_error(operation->diag, (Location){graph->file, 0, 0}, "hook '%s' matches no value of the model", request->name);
+    diag_error(operation->diag, (Location){graph->file, 0, 0}, "hook '%s' matches no value of the model", given->pattern);
     return false;
   }
   Hook *hooks = arena_array(arena, graph->hook_count + 1, Hook);
   if (graph->hook_count > 0) memcpy(hooks, graph->hooks, graph->hook_count * sizeof *hooks);
-  hooks[graph->hook_count] = (Hook){arena_string(arena, request->name), HOOK_ACTIVATION, HOOK_STORE, {NULL, 0, 0}};
+  Hook *hook = &hooks[graph->hook_count];
+  *hook = (Hook){.pattern = arena_string(arena, given->pattern), .kind = kinds[given->kind], .action = actions[given->action]};
+  hook->stats = (HookStats){given->bins, (double)given->low, (double)given->high, (double)given->threshold};
   graph->hooks = hooks;
   graph->hook_count++;
   return true;
 }
 
-kiln_status kiln_model_add_hook(kiln_model *model, const char *pattern, kiln_error *error) {
-  if (model == NULL || pattern == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "model and pattern must not be NULL");
-  WeightsRequest request = {.model = model, .name = pattern};
+kiln_status kiln_model_add_hook_with(kiln_model *model, const kiln_hook *hook, kiln_error *error) {
+  if (model == NULL || hook == NULL || hook->pattern == NULL)
+    return error_set(error, KILN_ERROR_ARGUMENT, "model, hook and pattern must not be NULL");
+  if ((unsigned)hook->kind > KILN_HOOK_GRADIENT || (unsigned)hook->action > KILN_HOOK_CALL)
+    return error_set(error, KILN_ERROR_ARGUMENT, "hook '%s': unknown kind %d or action %d", hook->pattern, (int)hook->kind,
+                     (int)hook->action);
+  HookRequest request = {model, hook};
   return operation_run(&model->host, model->arena, hook_body, &request, error);
+}
+
+kiln_status kiln_model_add_hook(kiln_model *model, const char *pattern, kiln_error *error) {
+  const kiln_hook hook = {.pattern = pattern};
+  return kiln_model_add_hook_with(model, &hook, error);
 }
 
 /* --- queries ------------------------------------------------------------------------------------------- */

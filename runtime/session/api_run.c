@@ -261,9 +261,50 @@ static kiln_status check_run(const kiln_context *context, int64_t batch, const v
   return KILN_OK;
 }
 
+kiln_status kiln_context_set_callback(kiln_context *context, kiln_callback callback, void *callback_context,
+                                      kiln_error *error) {
+  if (context == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "context must not be NULL");
+  context->callback = callback;
+  context->callback_context = callback_context;
+  return KILN_OK;
+}
+
+typedef struct CallbackRun {
+  const kiln_context *context;
+  void *const *outputs;
+  const char *failed; /* the value whose callback did */
+} CallbackRun;
+
+/* A hooked value is complete when the step that writes its output is. */
+static int call_back(void *observer_context, uint32_t step, const void *data, int64_t nanoseconds) {
+  (void)data, (void)nanoseconds;
+  CallbackRun *run = observer_context;
+  const kiln_program *program = run->context->executable->program;
+  const kiln_operand *output = program->run_steps[step].operands;
+  if (output->space != KILN_SPACE_OUTPUT || output->index < program->output_count - program->hook_count) return 0;
+  const kiln_port *value = &program->outputs[output->index];
+  if (run->context->callback(run->context->callback_context, value, run->context->io.batch,
+                             run->outputs[output->index]) == 0)
+    return 0;
+  run->failed = value->name;
+  return 1;
+}
+
+static kiln_status run_with_callback(kiln_context *context, int64_t batch, const void *const *inputs,
+                                     void *const *outputs, kiln_error *error) {
+  CallbackRun run = {.context = context, .outputs = outputs};
+  context->io.batch = batch;
+  kiln_status status = program_run_steps(&context->executable->weights, context->workspace, &context->io, inputs,
+                                         outputs, call_back, &run);
+  if (run.failed != NULL) return error_set(error, status, "the callback stopped the run at '%s'", run.failed);
+  if (status != KILN_OK) return error_set(error, status, "%s: %s", context->executable->program->name, kiln_status_text(status));
+  return KILN_OK;
+}
+
 kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs, kiln_error *error) {
   kiln_status status = check_run(context, batch, inputs, outputs, error);
   if (status != KILN_OK || batch == 0) return status;
+  if (context->callback != NULL) return run_with_callback(context, batch, inputs, outputs, error);
   const kiln_program *program = context->executable->program;
   context->io.batch = batch;
   memcpy(context->io_block, &context->io, sizeof context->io);

@@ -1,5 +1,6 @@
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/checked.h"
 #include "base/file.h"
@@ -80,6 +81,17 @@ static bool parameter_pointers(const Graph *graph, const Plan *plan, Arena *aren
   return complete;
 }
 
+static double seconds_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static CpuOptions cpu_options(const kiln_compile_options *options) {
+  if (options == NULL) return (CpuOptions){0};
+  return (CpuOptions){.threads = (int32_t)options->threads, .cache_dir = options->cache_dir};
+}
+
 static const Allocator malloc_and_free = {NULL, NULL, NULL};
 
 static bool run_prepare(const kiln_program *program, const void *const *parameters, void *blob, uint32_t threads,
@@ -99,7 +111,8 @@ static bool run_prepare(const kiln_program *program, const void *const *paramete
 
 bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_options *options,
                       kiln_executable *executable, Arena *scratch, Diag *diag, kiln_status *out_status) {
-  uint32_t threads = options != NULL && options->threads > 0 ? options->threads : 1;
+  CpuOptions cpu = cpu_options(options);
+  uint32_t threads = (uint32_t)cpu_threads(cpu.threads);
   if (!cpu_target_runnable(plan->target)) {
     diag_error(diag, (Location){graph->file, 0, 0}, "this processor cannot run %s code", plan->target->isa);
     *out_status = KILN_ERROR_CPU;
@@ -110,13 +123,15 @@ bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_o
     *out_status = KILN_ERROR_WEIGHTS;
     return false;
   }
-  CpuOptions cpu = {.threads = (int32_t)threads};
+  double started = seconds_now();
   CpuObjects objects;
   if (!cpu_compile(plan, &cpu, scratch, diag, &objects)) return false;
   if (!jit_load(&objects, executable->arena, diag, &executable->program)) {
     *out_status = KILN_ERROR_INTERNAL;
     return false;
   }
+  double compiled = seconds_now();
+  executable->compile_seconds = compiled - started;
   void *blob = memory_blob(&executable->allocator, executable->arena, (size_t)executable->program->prepared_bytes);
   if (!run_prepare(executable->program, pointers, blob, threads, scratch, diag, out_status)) return false;
   /* run steps may read small parameters as they are: keep copies, the model may go away */
@@ -132,6 +147,7 @@ bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_o
       executable->parameters[index] = copy;
     }
   executable->weights = (kiln_weights){executable->program, blob, executable->parameters};
+  executable->prepare_seconds = seconds_now() - compiled;
   return true;
 }
 
@@ -139,7 +155,8 @@ bool build_prepared(const Graph *graph, const Plan *plan, const kiln_compile_opt
                     void **out_blob) {
   const void **pointers;
   if (!parameter_pointers(graph, plan, arena, diag, &pointers)) return false;
-  uint32_t threads = options != NULL && options->threads > 0 ? options->threads : 1;
+  CpuOptions cpu = cpu_options(options);
+  uint32_t threads = (uint32_t)cpu_threads(cpu.threads);
   /* Only the prepare steps run here, on this machine, over the layouts of the plan's target. They hold no fused
    * multiply-adds, so every machine computes the same bytes. */
   Target host;
@@ -148,7 +165,6 @@ bool build_prepared(const Graph *graph, const Plan *plan, const kiln_compile_opt
   Plan prepare = *plan;
   prepare.target = cpu_target_runnable(plan->target) ? plan->target : &host;
   prepare.kernel_count = plan->prepare_count;
-  CpuOptions cpu = {.threads = (int32_t)threads};
   CpuObjects objects;
   const kiln_program *program;
   if (!cpu_compile(&prepare, &cpu, arena, diag, &objects)) return false;
@@ -197,7 +213,8 @@ bool build_library(const Graph *graph, const Plan *plan, const kiln_compile_opti
         diag_error(diag, plan->kernels[k].location, "internal: a run step of '%s' reads an unprepared parameter", plan->kernels[k].name);
         return false;
       }
-  CpuOptions cpu = {.threads = options != NULL ? (int32_t)options->threads : 1, .embed = mode == KILN_WEIGHTS_EMBED};
+  CpuOptions cpu = cpu_options(options);
+  cpu.embed = mode == KILN_WEIGHTS_EMBED;
   CpuObjects objects;
   if (!cpu_compile(plan, &cpu, scratch, diag, &objects)) return false;
   void *blob = NULL;

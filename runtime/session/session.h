@@ -22,6 +22,7 @@ struct kiln_executable {
   const kiln_program *program;
   kiln_weights weights;
   const void **parameters; /* those that run steps read, in table order */
+  double compile_seconds, prepare_seconds; /* how long it took to generate and link code, and to convert the weights */
 };
 
 struct kiln_context {
@@ -32,6 +33,8 @@ struct kiln_context {
   int64_t max_batch;
   Pool *pool; /* own pool, or NULL */
   kiln_io io;
+  kiln_callback callback; /* NULL: none */
+  void *callback_context;
   void *io_block; /* kiln_io followed by the port pointers, as NAME_run expects it */
   size_t io_bytes;
 };
