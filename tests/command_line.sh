@@ -27,7 +27,7 @@ expect 0 'Usage: kiln VERB' $kiln --help
 expect 2 'Usage: kiln VERB' $kiln
 expect 0 'kiln 0\.' $kiln --version
 expect 2 "did you mean compile" $kiln compil
-for verb in check summary init run compile verify explain bench inspect ops; do
+for verb in check summary init run compile verify explain bench grad heatmap stats inspect ops; do
   expect 0 'Examples:' $kiln $verb --help
   expect 2 "unknown option '--nonsense'" $kiln $verb --nonsense
 done
@@ -284,6 +284,28 @@ expect 0 '"median_ms":' $kiln bench libsimple.so --seconds 0.1 --json
 expect 0 'conv2d' $kiln ops
 expect 0 'stride' $kiln ops conv2d
 expect 1 'did you mean' $kiln ops conv2e
+
+# --- grad, heatmap, stats
+model=("$examples/simple_cnn10_bn.json" --weights w.safetensors --input image=scene.png)
+expect 0 'grad\.0\.0\.weight +\[8,1,5,5\]' $kiln grad "${model[@]}" --of logits --class 3 --wrt image,0.0.weight,1 -o g.safetensors
+expect 0 'grad\.image +f32 +\[1,1,28,28\]' $kiln inspect g.safetensors
+expect 1 "no value 'imag'" $kiln grad "${model[@]}" --of logits --class 3 --wrt imag -o g.safetensors
+expect 1 'which class' $kiln grad "${model[@]}" --of logits --wrt image -o g.safetensors
+expect 2 '--wrt is missing' $kiln grad "${model[@]}" --of logits --class 3 -o g.safetensors
+expect 0 'hook\.grad\.1' $kiln run "${model[@]}" --hook 1:activation:store --hook 1:gradient:store --class 3 --hooks-out both.safetensors --outputs hooked.safetensors
+cmp jit.safetensors hooked.safetensors || fail "a gradient hook changed the output"
+expect 0 'hook\.grad\.1 +f32 +\[1,16,7,7\]' $kiln inspect both.safetensors
+expect 0 'map of 7x7' $kiln heatmap "${model[@]}" --layer 1 -o map.png --raw map.npy
+expect 0 '28 x 28, 3 channels' $kiln inspect map.png
+expect 0 '\[7,7\]' $kiln inspect map.npy
+expect 0 'class 3' $kiln heatmap "${model[@]}" --layer 1 --method gradcam --class 3 -o cam.png
+expect 1 'from 0 to 9, found 77' $kiln heatmap "${model[@]}" --layer 1 --method gradcam --class 77 -o cam.png
+expect 1 "'nothing' matches no value" $kiln heatmap "${model[@]}" --layer nothing -o cam.png
+expect 0 'maps of' $kiln heatmap "${model[@]}" --all-layers -o sheet.png
+expect 2 'give --layer' $kiln heatmap "${model[@]}" -o sheet.png
+expect 0 'near zero' $kiln stats "${model[@]}" --plot stats.svg
+grep -q '<svg' stats.svg || fail "no SVG"
+expect 0 '"near_zero":' $kiln stats "${model[@]}" --hook 0.0 --bins 10 --low -1 --high 1 --json
 
 # --- a full disk loses nothing: the old file stays
 cp w.safetensors keep.safetensors

@@ -1,0 +1,414 @@
+/* Hooks through the public interface: statistics against PyTorch's, on every layout and number of threads, and what
+ * hooks may not change. */
+#include <math.h>
+#include <string.h>
+
+#include "codegen.h"
+#include "eval.h"
+#include "golden_cases.h"
+#include "kiln.h"
+#include "passes.h"
+#include "support.h"
+
+/* `same` is plain; `copy` is channel-blocked, its last block is not full, and it has a halo for `next`. Both hold the
+ * input's values. */
+static const char copies[] =
+    "{ \"kiln\": 1, \"name\": \"copies\", \"max_batch\": 6,\n"
+    "  \"inputs\": { \"x\": { \"shape\": [\"N\", %d, %d, %d] } },\n"
+    "  \"layers\": [ { \"op\": \"identity\", \"name\": \"same\" },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"copy\", \"out_channels\": %d, \"kernel\": 1, \"bias\": false },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"next\", \"out_channels\": 3, \"kernel\": 3, \"padding\": 1 } ],\n"
+    "  \"hooks\": [ %s ] }\n";
+
+static const char *const stats_of_both = "{ \"value\": \"same\", \"action\": \"stats\" },"
+                                         "{ \"value\": \"copy\", \"action\": \"stats\" }";
+
+enum { MAX_PORTS = 8, BINS = 40, FIELDS = 3 + BINS };
+
+#define MUST(call)                                                                 \
+  do {                                                                             \
+    kiln_error must_error = {KILN_OK, ""};                                         \
+    kiln_error *error = &must_error;                                               \
+    if ((call) != KILN_OK) fail_msg("line %d: %s", __LINE__, must_error.message);  \
+  } while (0)
+
+/* --- models ------------------------------------------------------------------------------------------- */
+
+static kiln_model *make_copies(Fixture *fixture, int channels, int height, int width, const char *hooks) {
+  const char *text = arena_format(fixture->arena, copies, channels, height, width, channels, hooks);
+  kiln_model *model = NULL;
+  MUST(kiln_model_parse(NULL, "copies.json", text, strlen(text), NULL, &model, error));
+  MUST(kiln_model_init_weights(model, 3, error));
+  float *identity = arena_array(fixture->arena, (size_t)(channels * channels), float);
+  for (int i = 0; i < channels; i++) identity[i * channels + i] = 1;
+  const int64_t dims[] = {channels, channels, 1, 1};
+  MUST(kiln_model_set_parameter(model, "copy.weight", identity, 4, dims, error));
+  return model;
+}
+
+typedef struct Outputs {
+  float *data[MAX_PORTS];
+  size_t bytes[MAX_PORTS];
+  uint32_t count;
+} Outputs;
+
+static Outputs make_outputs(Fixture *fixture, const kiln_program *program, int64_t batch) {
+  Outputs outputs = {.count = program->output_count};
+  assert_true(program->output_count <= MAX_PORTS);
+  for (uint32_t i = 0; i < program->output_count; i++) {
+    const kiln_port *port = &program->outputs[i];
+    outputs.bytes[i] = (size_t)(port->bytes * (port->batched ? batch : 1));
+    outputs.data[i] = arena_alloc_aligned(fixture->arena, outputs.bytes[i], 64);
+    memset(outputs.data[i], 0xff, outputs.bytes[i]);
+  }
+  return outputs;
+}
+
+static Outputs run(Fixture *fixture, kiln_executable *executable, const float *x, int64_t batch, uint32_t threads) {
+  kiln_context_options options = {.threads = threads};
+  kiln_context *context = NULL;
+  Outputs outputs = make_outputs(fixture, kiln_executable_program(executable), batch);
+  MUST(kiln_context_create(executable, &options, &context, error));
+  MUST(kiln_run(context, batch, (const void *const[]){x}, (void *const *)outputs.data, error));
+  kiln_context_destroy(context);
+  return outputs;
+}
+
+static kiln_executable *compile(const kiln_model *model, const char *cpu) {
+  kiln_compile_options options = {.cpu = cpu, .threads = 1};
+  kiln_executable *executable = NULL;
+  MUST(kiln_compile(model, &options, &executable, error));
+  return executable;
+}
+
+static float *make_input(Fixture *fixture, int64_t count) {
+  float *x = arena_array(fixture->arena, (size_t)count, float);
+  uint32_t state = 1;
+  for (int64_t i = 0; i < count; i++) {
+    state = state * 1664525u + 1013904223u;
+    float value = (float)(state >> 8) / (float)(1 << 24);
+    x[i] = state % 3 == 0 ? 0 : 14 * value - 2;
+  }
+  return x;
+}
+
+/* --- statistics --------------------------------------------------------------------------------------- */
+
+/* Two passes in double. */
+static void reference(const float *x, int64_t count, int bins, float low, float high, float threshold, double *out) {
+  double sum = 0, squares = 0, near = 0;
+  memset(out, 0, sizeof(double) * (size_t)(3 + bins));
+  for (int64_t i = 0; i < count; i++) {
+    sum += (double)x[i];
+    near += x[i] <= threshold;
+    if (!(x[i] >= low && x[i] <= high)) continue;
+    int bin = (int)(((double)x[i] - (double)low) * ((double)bins / ((double)high - (double)low)));
+    out[3 + (bin < bins ? bin : bins - 1)]++;
+  }
+  out[0] = sum / (double)count;
+  for (int64_t i = 0; i < count; i++) squares += ((double)x[i] - out[0]) * ((double)x[i] - out[0]);
+  out[1] = sqrt(squares / (double)(count - 1));
+  out[2] = near / (double)count;
+}
+
+static void check_stats(const char *what, const float *found, const double *expected, int bins) {
+  for (int i = 0; i < 3; i++)
+    if (!(fabs((double)found[i] - expected[i]) <= 1e-6 * fabs(expected[i])))
+      fail_msg("%s: field %d is %.9g, expected %.9g", what, i, (double)found[i], expected[i]);
+  for (int i = 0; i < bins; i++)
+    if ((double)found[3 + i] != expected[3 + i])
+      fail_msg("%s: bin %d holds %g, expected %g", what, i, (double)found[3 + i], expected[3 + i]);
+}
+
+static void same_bits(const char *what, const Outputs *a, const Outputs *b, uint32_t count) {
+  for (uint32_t i = 0; i < count; i++)
+    if (a->bytes[i] != b->bytes[i] || memcmp(a->data[i], b->data[i], a->bytes[i]) != 0)
+      fail_msg("%s: output %u is not bit-equal", what, i);
+}
+
+static void interpreter_agrees(Fixture *fixture, const Tensor *x, const double *expected) {
+  static const char text[] = "graph \"stats\" {\n  input %x : f32[N,8,5,5]\n  %p = stats_partial %x\n"
+                             "  %s = stats_final %p\n  output s = %s\n}\n";
+  Graph *graph = NULL;
+  EvalResult result;
+  TensorList inputs = {arena_array(fixture->arena, 1, Tensor), 1};
+  inputs.items[0] = *x;
+  if (!graph_parse("stats.ir", text, strlen(text), fixture->arena, fixture->diag, &graph) ||
+      !graph_infer(graph, fixture->diag) || !graph_eval(graph, &inputs, NULL, fixture->arena, fixture->diag, &result))
+    fail_msg("%s", diag_text(fixture->diag, fixture->arena));
+  float found[FIELDS];
+  for (int i = 0; i < FIELDS; i++) found[i] = (float)result.values[graph->outputs[0].node->id].data[i];
+  check_stats("interpreter", found, expected, BINS);
+}
+
+static void library_agrees(Fixture *fixture, const kiln_model *model, const float *x, int64_t batch,
+                           const Outputs *expected) {
+  const char *path = fixture_path(fixture, "libcopies.so");
+  kiln_executable *library = NULL;
+  MUST(kiln_compile_library(model, NULL, path, error));
+  MUST(kiln_open_library(NULL, path, NULL, &library, error));
+  Outputs found = run(fixture, library, x, batch, 2);
+  same_bits("library", &found, expected, expected->count);
+  kiln_executable_destroy(library);
+}
+
+static void statistics_are_pytorchs(void **state) {
+  static const char *const names[] = {"mean", "std", "near_zero"};
+  Fixture *fixture = *state;
+  GoldenSet set;
+  if (!golden_open(fixture->arena, fixture->diag, &set)) {
+    print_message("no golden cases here: skipped\n");
+    skip();
+  }
+  for (size_t i = 0; i < golden_count(&set); i++) {
+    if (strcmp(golden_name(&set, i), "activation_stats") != 0) continue;
+    TensorList tensors;
+    assert_true(golden_tensors(&set, i, fixture->arena, fixture->diag, &tensors));
+    const Tensor *x = tensor_find(&tensors, "x"), *counts = tensor_find(&tensors, "hist");
+    double expected[FIELDS];
+    for (int k = 0; k < 3; k++) expected[k] = tensor_get(tensor_find(&tensors, names[k]), 0);
+    for (int k = 0; k < BINS; k++) expected[3 + k] = tensor_get(counts, k);
+    interpreter_agrees(fixture, x, expected);
+    kiln_model *model = make_copies(fixture, 8, 5, 5, stats_of_both);
+    kiln_executable *executable = compile(model, NULL);
+    const kiln_program *program = kiln_executable_program(executable);
+    assert_int_equal(program->hook_count, 2);
+    assert_string_equal(program->hooks[0].name, "hook.stats.same");
+    assert_string_equal(program->hooks[1].name, "hook.stats.copy");
+    assert_int_equal(program->hooks[1].rank, 1);
+    assert_int_equal(program->hooks[1].dims[0], FIELDS);
+    assert_int_equal(program->hooks[1].batched, 0);
+    Outputs outputs = run(fixture, executable, x->data, 6, 1);
+    check_stats("plain", outputs.data[1], expected, BINS);
+    check_stats("blocked", outputs.data[2], expected, BINS);
+    library_agrees(fixture, model, x->data, 6, &outputs);
+    kiln_executable_destroy(executable);
+    kiln_model_destroy(model);
+    return;
+  }
+  fail_msg("there is no case activation_stats");
+}
+
+/* Several groups of channels, the last one not full, and several chunks of rows. */
+static void threads_and_layouts_do_not_matter(void **state) {
+  enum { CHANNELS = 37, HEIGHT = 61, WIDTH = 43, IMAGE = CHANNELS * HEIGHT * WIDTH, BATCH = 3 };
+  static const char *const isas[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4", NULL};
+  static const uint32_t threads[] = {2, 3, 7};
+  Fixture *fixture = *state;
+  float *x = make_input(fixture, (int64_t)IMAGE * BATCH);
+  double expected[FIELDS];
+  kiln_model *model = make_copies(fixture, CHANNELS, HEIGHT, WIDTH, stats_of_both);
+  for (size_t isa = 0; isa < sizeof isas / sizeof *isas; isa++) {
+    kiln_compile_options options = {.cpu = isas[isa], .threads = 1};
+    kiln_executable *executable = NULL;
+    if (kiln_compile(model, &options, &executable, NULL) != KILN_OK) continue; /* not this machine's */
+    for (int64_t batch = 1; batch <= BATCH; batch += 2) {
+      Outputs outputs = run(fixture, executable, x, batch, 1);
+      reference(x, IMAGE * batch, BINS, 0, 10, 0.05f, expected);
+      check_stats("plain", outputs.data[1], expected, BINS);
+      check_stats("blocked", outputs.data[2], expected, BINS);
+      for (size_t i = 0; i < sizeof threads / sizeof *threads; i++) {
+        Outputs other = run(fixture, executable, x, batch, threads[i]);
+        same_bits("threads", &outputs, &other, outputs.count);
+      }
+    }
+    kiln_executable_destroy(executable);
+  }
+  kiln_model_destroy(model);
+}
+
+static void options_are_used(void **state) {
+  enum { CHANNELS = 20, SIDE = 9, COUNT = CHANNELS * SIDE * SIDE, FEW = 7 };
+  Fixture *fixture = *state;
+  float *x = make_input(fixture, COUNT);
+  double expected[FIELDS];
+  kiln_model *model = make_copies(fixture, CHANNELS, SIDE, SIDE,
+                                  "{ \"value\": \"same\", \"action\": \"stats\", \"bins\": 7, \"range\": [-1.5, 3],"
+                                  " \"threshold\": 1 }");
+  const kiln_hook hook = {"copy", KILN_HOOK_ACTIVATION, KILN_HOOK_STATS, FEW, -1.5f, 3, 1};
+  MUST(kiln_model_add_hook_with(model, &hook, error));
+  kiln_executable *executable = compile(model, NULL);
+  Outputs outputs = run(fixture, executable, x, 1, 1);
+  reference(x, COUNT, FEW, -1.5f, 3, 1, expected);
+  check_stats("description", outputs.data[1], expected, FEW);
+  check_stats("interface", outputs.data[2], expected, FEW);
+  kiln_executable_destroy(executable);
+  kiln_model_destroy(model);
+}
+
+/* Values at the limits of the range and of bins, and values that are no numbers. */
+static void edges_are_counted_like_histc(void **state) {
+  enum { COUNT = 16 };
+  static const float x[COUNT] = {0,  0.25f, 0.24999999f, 9.75f, 10,      10.000001f, -1e-30f,   INFINITY,
+                                 -1, NAN,   0.05f,       5,     4.9999995f, 1e30f,   -INFINITY, 0.05000001f};
+  Fixture *fixture = *state;
+  kiln_model *model = make_copies(fixture, 1, 4, 4, stats_of_both);
+  kiln_executable *executable = compile(model, NULL);
+  Outputs outputs = run(fixture, executable, x, 1, 1);
+  const float *found = outputs.data[1] + 3;
+  float total = 0;
+  for (int i = 0; i < BINS; i++) total += found[i];
+  assert_true(total == 9);
+  assert_true(found[0] == 4 && found[1] == 1 && found[19] == 1 && found[20] == 1 && found[39] == 2);
+  assert_true(isnan(outputs.data[1][0]) && isnan(outputs.data[1][1]));
+  assert_true(outputs.data[1][2] == 5.0f / COUNT);
+  kiln_executable_destroy(executable);
+  kiln_model_destroy(model);
+}
+
+static void options_that_do_not_fit_are_reported(void **state) {
+  Fixture *fixture = *state;
+  const kiln_hook wrong[] = {{"copy", KILN_HOOK_ACTIVATION, KILN_HOOK_STATS, 255, 0, 1, 0},
+                             {"copy", KILN_HOOK_ACTIVATION, KILN_HOOK_STATS, 4, 1, 1, 0},
+                             {"copy", KILN_HOOK_ACTIVATION, KILN_HOOK_STATS, 4, 0, 1, 0}};
+  static const char *const parts[] = {"bins expects a value from 1 to 254, found 255",
+                                      "low expects a number below high, found 1 and 1",
+                                      "another hook asks for statistics of 'copy' with other options"};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+    kiln_model *model = make_copies(fixture, 2, 3, 3, stats_of_both);
+    kiln_error failure;
+    kiln_executable *executable = NULL;
+    MUST(kiln_model_add_hook_with(model, &wrong[i], error));
+    if (i < 2) {
+      kiln_model_destroy(model);
+      model = make_copies(fixture, 2, 3, 3, "");
+      MUST(kiln_model_add_hook_with(model, &wrong[i], error));
+    }
+    assert_int_equal(kiln_compile(model, NULL, &executable, &failure), KILN_ERROR_INPUT);
+    if (strstr(failure.message, parts[i]) == NULL) fail_msg("expected '%s' in: %s", parts[i], failure.message);
+    kiln_model_destroy(model);
+  }
+}
+
+/* --- what hooks may not change ------------------------------------------------------------------------ */
+
+static const char residual[] =
+    "{ \"kiln\": 1, \"name\": \"residual\", \"max_batch\": 2,\n"
+    "  \"inputs\": { \"x\": { \"shape\": [\"N\", 16, 14, 14] } },\n"
+    "  \"layers\": [ { \"op\": \"conv2d\", \"name\": \"a\", \"out_channels\": 16, \"kernel\": 3, \"padding\": 1 },\n"
+    "    { \"op\": \"batch_norm\", \"name\": \"bn\" }, { \"op\": \"relu\", \"name\": \"r\" },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"b\", \"out_channels\": 16, \"kernel\": 3, \"padding\": 1 },\n"
+    "    { \"op\": \"add\", \"name\": \"sum\", \"in\": [\"b\", \"r\"] }, { \"op\": \"relu\", \"name\": \"out\" } ] }\n";
+
+static void outputs_stay_bit_equal(void **state) {
+  enum { COUNT = 2 * 16 * 14 * 14 };
+  static const char *const patterns[] = {"bn", "r", "b", "sum", "out"};
+  Fixture *fixture = *state;
+  float *x = make_input(fixture, COUNT);
+  Outputs expected = {.count = 0};
+  for (int hooks = 0; hooks <= 5; hooks++) {
+    kiln_model *model = NULL;
+    MUST(kiln_model_parse(NULL, "residual.json", residual, strlen(residual), NULL, &model, error));
+    MUST(kiln_model_init_weights(model, 5, error));
+    if (hooks > 0) {
+      const kiln_hook hook = {.pattern = patterns[hooks - 1], .action = KILN_HOOK_STATS};
+      MUST(kiln_model_add_hook_with(model, &hook, error));
+    }
+    kiln_executable *executable = compile(model, NULL);
+    Outputs outputs = run(fixture, executable, x, 2, 1);
+    if (hooks == 0) expected = outputs;
+    same_bits(hooks > 0 ? patterns[hooks - 1] : "", &outputs, &expected, 1);
+    kiln_executable_destroy(executable);
+    kiln_model_destroy(model);
+  }
+}
+
+static Plan *plan_without(Fixture *fixture, const Target *target, const char *omitted) {
+  static const char text[] =
+      "graph \"g\" {\n  input %x : f32[N,16,9,9]\n  parameter %w : f32[16,16,3,3] {init=weight}\n"
+      "  %c = conv2d %x, %w {padding=[1,1,1,1]}\n  %y = relu %c\n  output y = %y\n}\n";
+  Graph *graph = NULL;
+  Plan *plan = NULL;
+  PassOptions options = {.target = target, .scratch = arena_create(NULL)};
+  assert_true(graph_parse("g.ir", text, strlen(text), fixture->arena, fixture->diag, &graph));
+  size_t count;
+  const char *const *names = pass_names(&count);
+  for (size_t i = 0; i < count; i++)
+    if (strcmp(names[i], omitted) != 0) assert_true(pipeline_run_list(graph, names[i], &options, fixture->diag));
+  arena_reset(options.scratch);
+  assert_true(plan_build(graph, &options, fixture->diag, &plan));
+  arena_destroy(options.scratch);
+  return plan;
+}
+
+/* Without hooks the code is what a compiler without the pass makes. */
+static void no_hooks_no_change(void **state) {
+  Fixture *fixture = *state;
+  Target target;
+  CpuObjects objects[2];
+  assert_true(cpu_target("native", NULL, fixture->arena, fixture->diag, &target));
+  for (int i = 0; i < 2; i++) {
+    Plan *plan = plan_without(fixture, &target, i == 0 ? "" : "hooks");
+    assert_true(cpu_compile(plan, NULL, fixture->arena, fixture->diag, &objects[i]));
+  }
+  assert_int_equal(objects[0].count, objects[1].count);
+  for (size_t i = 0; i < objects[0].count; i++) {
+    assert_int_equal(objects[0].objects[i].size, objects[1].objects[i].size);
+    assert_memory_equal(objects[0].objects[i].data, objects[1].objects[i].data, objects[0].objects[i].size);
+  }
+}
+
+/* --- callbacks ---------------------------------------------------------------------------------------- */
+
+typedef struct Calls {
+  const char *names[MAX_PORTS];
+  float first[MAX_PORTS];
+  size_t count, stop_at; /* stop_at: which call fails, from 1 */
+} Calls;
+
+static int note_call(void *context, const kiln_port *value, int64_t batch, const void *data) {
+  Calls *calls = context;
+  assert_int_equal(batch, 2);
+  memcpy(&calls->first[calls->count], data, sizeof(float));
+  calls->names[calls->count++] = value->name;
+  return calls->count == calls->stop_at;
+}
+
+static void callbacks_come_as_values_are_made(void **state) {
+  Fixture *fixture = *state;
+  float *x = make_input(fixture, 2 * 2 * 5 * 5);
+  kiln_model *model = make_copies(fixture, 2, 5, 5, "{ \"value\": \"copy\", \"action\": \"call\" }");
+  const kiln_hook hook = {.pattern = "same", .action = KILN_HOOK_STATS};
+  MUST(kiln_model_add_hook_with(model, &hook, error));
+  kiln_executable *executable = compile(model, NULL);
+  Outputs quiet = run(fixture, executable, x, 2, 1);
+  Outputs outputs = make_outputs(fixture, kiln_executable_program(executable), 2);
+  kiln_context *context = NULL;
+  Calls calls = {.count = 0};
+  MUST(kiln_context_create(executable, NULL, &context, error));
+  MUST(kiln_context_set_callback(context, note_call, &calls, error));
+  MUST(kiln_run(context, 2, (const void *const[]){x}, (void *const *)outputs.data, error));
+  same_bits("with callbacks", &outputs, &quiet, quiet.count);
+  assert_int_equal(calls.count, 2);
+  assert_string_equal(calls.names[0], "hook.stats.same");
+  assert_string_equal(calls.names[1], "hook.copy");
+  assert_true(calls.first[1] == x[0]);
+
+  /* the output of the step behind the one that stopped stays as it was */
+  kiln_error failure;
+  calls = (Calls){.stop_at = 2};
+  memset(outputs.data[0], 0xff, outputs.bytes[0]);
+  assert_int_equal(kiln_run(context, 2, (const void *const[]){x}, (void *const *)outputs.data, &failure),
+                   KILN_ERROR_CALLBACK);
+  assert_non_null(strstr(failure.message, "hook.copy"));
+  assert_int_equal(calls.count, 2);
+  assert_true(isnan(outputs.data[0][0]));
+  MUST(kiln_context_set_callback(context, NULL, NULL, error));
+  MUST(kiln_run(context, 2, (const void *const[]){x}, (void *const *)outputs.data, error));
+  same_bits("afterwards", &outputs, &quiet, quiet.count);
+  kiln_context_destroy(context);
+  kiln_executable_destroy(executable);
+  kiln_model_destroy(model);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {fixture_test(statistics_are_pytorchs),
+                                     fixture_test(threads_and_layouts_do_not_matter),
+                                     fixture_test(options_are_used),
+                                     fixture_test(edges_are_counted_like_histc),
+                                     fixture_test(options_that_do_not_fit_are_reported),
+                                     fixture_test(outputs_stay_bit_equal),
+                                     fixture_test(no_hooks_no_change),
+                                     fixture_test(callbacks_come_as_values_are_made)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
