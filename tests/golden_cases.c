@@ -246,3 +246,10 @@ double relative_error(const double *found, const Tensor *expected) {
   const double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
   return isfinite(error) ? error : INFINITY;
 }
+
+double tensor_error(const Tensor *found, const Tensor *expected, Arena *arena) {
+  if (found == NULL || !shape_equal(&found->shape, &expected->shape)) return INFINITY;
+  double *values = arena_array(arena, (size_t)tensor_elements(found), double);
+  for (int64_t i = 0; i < tensor_elements(found); i++) values[i] = tensor_get(found, i);
+  return relative_error(values, expected);
+}

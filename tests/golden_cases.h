@@ -39,5 +39,7 @@ bool golden_tensors(const GoldenSet *set, size_t index, Arena *arena, Diag *diag
 
 /* ‖found − expected‖ / ‖expected‖; infinite when one of them is not finite. */
 double relative_error(const double *found, const Tensor *expected);
+/* The same of a tensor; infinite when it is NULL or of another shape. */
+double tensor_error(const Tensor *found, const Tensor *expected, Arena *arena);
 
 #endif

@@ -7,6 +7,8 @@
 
 #include "base/checked.h"
 #include "codegen.h"
+#include "core/loader.h"
+#include "core/runner.h"
 #include "description.h"
 #include "guarded.h"
 
@@ -300,6 +302,18 @@ static char *poisoned(Arena *arena, int64_t bytes) {
   return memory;
 }
 
+static TensorList create_outputs(const kiln_program *program, int64_t batch, Arena *arena) {
+  TensorList outputs = {arena_array(arena, program->output_count, Tensor), program->output_count};
+  for (uint32_t i = 0; i < program->output_count; i++) {
+    const kiln_port *port = &program->outputs[i];
+    Shape shape = {.rank = (int32_t)port->rank};
+    for (uint32_t d = 0; d < port->rank; d++) shape.dims[d] = port->dims[d] == -1 ? batch : port->dims[d];
+    outputs.items[i] = tensor_create(arena, port->name, port->dtype == KILN_I64 ? DTYPE_I64 : DTYPE_F32, shape);
+    memset(outputs.items[i].data, 0xFF, (size_t)tensor_bytes(&outputs.items[i]));
+  }
+  return outputs;
+}
+
 bool test_program_run(TestProgram *test, int64_t batch, int32_t chunks, bool at_end, TestRun *out_run) {
   const kiln_program *program = test->program;
   const Plan *plan = test->plan;
@@ -312,14 +326,7 @@ bool test_program_run(TestProgram *test, int64_t batch, int32_t chunks, bool at_
   home.base[KILN_SPACE_PREPARED] = poisoned(arena, program->prepared_bytes);
   home.base[KILN_SPACE_SCRATCH] = poisoned(arena, program->prepare_scratch);
   *out_run = (TestRun){.batch = batch};
-  home.outputs = (TensorList){arena_array(arena, program->output_count, Tensor), program->output_count};
-  for (uint32_t i = 0; i < program->output_count; i++) {
-    const kiln_port *port = &program->outputs[i];
-    Shape shape = {.rank = (int32_t)port->rank};
-    for (uint32_t d = 0; d < port->rank; d++) shape.dims[d] = port->dims[d] == -1 ? batch : port->dims[d];
-    home.outputs.items[i] = tensor_create(arena, port->name, port->dtype == KILN_I64 ? DTYPE_I64 : DTYPE_F32, shape);
-    memset(home.outputs.items[i].data, 0xFF, (size_t)tensor_bytes(&home.outputs.items[i]));
-  }
+  home.outputs = create_outputs(program, batch, arena);
   out_run->values = (TensorList){arena_array(arena, program->run_step_count, Tensor), program->run_step_count};
   for (uint32_t i = 0; i < program->prepare_step_count; i++)
     if (!run_step(&home, &program->prepare_steps[i], &plan->kernels[i], chunks, at_end)) return false;
@@ -330,4 +337,41 @@ bool test_program_run(TestProgram *test, int64_t batch, int32_t chunks, bool at_
   }
   out_run->outputs = home.outputs;
   return true;
+}
+
+/* --- as a library ------------------------------------------------------------------------------------ */
+
+const kiln_program *test_program_link(TestProgram *program, const char *path) {
+  CpuObjects objects;
+  kiln_status status = KILN_OK;
+  const kiln_program *library = NULL;
+  if (cpu_compile(program->plan, NULL, program->arena, program->diag, &objects) &&
+      link_objects(&program->target, objects.objects, objects.count, NULL, false, path, program->arena, program->diag))
+    library = library_open(path, program->arena, program->diag, &status);
+  if (library == NULL) fail(program, "no library");
+  return library;
+}
+
+bool test_library_run(TestProgram *test, const kiln_program *program, int64_t batch, TensorList *out_outputs) {
+  Arena *arena = test->arena;
+  const void **parameters = arena_array(arena, program->parameter_count, const void *);
+  for (uint32_t i = 0; i < program->parameter_count; i++)
+    parameters[i] = tensor_find(&test->parameters, program->parameters[i].name)->data;
+  void *prepared = poisoned(arena, program->prepared_bytes);
+  void *temporary = poisoned(arena, program_prepare_bytes(program, 1));
+  if (program->prepare(parameters, prepared, temporary, NULL) != KILN_OK)
+    return fail(test, "the library does not prepare");
+
+  *out_outputs = create_outputs(program, batch, arena);
+  char *io = arena_alloc(arena, 1, sizeof(kiln_io) + (program->input_count + program->output_count) * sizeof(void *));
+  const kiln_io head = {.batch = batch, .threads = 1};
+  memcpy(io, &head, sizeof head);
+  const void **ports = (const void **)(void *)(io + sizeof head);
+  for (uint32_t i = 0; i < program->input_count; i++)
+    ports[i] = tensor_find(&test->inputs, program->inputs[i].name)->data;
+  for (uint32_t i = 0; i < program->output_count; i++) ports[program->input_count + i] = out_outputs->items[i].data;
+  const kiln_weights weights = {.program = program, .prepared = prepared, .parameters = parameters};
+  void *workspace = poisoned(arena, program_workspace_bytes(program, batch, 1));
+  if (program->run(&weights, workspace, (const kiln_io *)(const void *)io) == KILN_OK) return true;
+  return fail(test, "the library does not run");
 }

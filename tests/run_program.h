@@ -57,6 +57,12 @@ typedef struct TestRun {
  * buffers lie flush against the guard after them, otherwise against the one before. */
 bool test_program_run(TestProgram *program, int64_t batch, int32_t chunks, bool at_end, TestRun *out_run);
 
+/* Links the program as a shared library and opens it; it is closed with the arena. NULL on failure. */
+const struct kiln_program *test_program_link(TestProgram *program, const char *path);
+/* Runs a library of the program as a host would, NAME_prepare and then NAME_run, in one thread. Outputs in port order.
+ */
+bool test_library_run(TestProgram *program, const struct kiln_program *library, int64_t batch, TensorList *out_outputs);
+
 /* The interpreter's values of `graph` (program->source or ->graph) for the program's inputs and parameters. */
 bool test_program_eval(TestProgram *program, const Graph *graph, EvalResult *out_result);
 

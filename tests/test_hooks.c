@@ -20,16 +20,17 @@ static const char copies[] =
     "    { \"op\": \"conv2d\", \"name\": \"next\", \"out_channels\": 3, \"kernel\": 3, \"padding\": 1 } ],\n"
     "  \"hooks\": [ %s ] }\n";
 
-static const char *const stats_of_both = "{ \"value\": \"same\", \"action\": \"stats\" },"
-                                         "{ \"value\": \"copy\", \"action\": \"stats\" }";
+static const char *const stats_of_both =
+    "{ \"value\": \"same\", \"action\": \"stats\" },"
+    "{ \"value\": \"copy\", \"action\": \"stats\" }";
 
 enum { MAX_PORTS = 8, BINS = 40, FIELDS = 3 + BINS };
 
-#define MUST(call)                                                                 \
-  do {                                                                             \
-    kiln_error must_error = {KILN_OK, ""};                                         \
-    kiln_error *error = &must_error;                                               \
-    if ((call) != KILN_OK) fail_msg("line %d: %s", __LINE__, must_error.message);  \
+#define MUST(call)                                                                \
+  do {                                                                            \
+    kiln_error must_error = {KILN_OK, ""};                                        \
+    kiln_error *error = &must_error;                                              \
+    if ((call) != KILN_OK) fail_msg("line %d: %s", __LINE__, must_error.message); \
   } while (0)
 
 /* --- models ------------------------------------------------------------------------------------------- */
@@ -127,8 +128,9 @@ static void same_bits(const char *what, const Outputs *a, const Outputs *b, uint
 }
 
 static void interpreter_agrees(Fixture *fixture, const Tensor *x, const double *expected) {
-  static const char text[] = "graph \"stats\" {\n  input %x : f32[N,8,5,5]\n  %p = stats_partial %x\n"
-                             "  %s = stats_final %p\n  output s = %s\n}\n";
+  static const char text[] =
+      "graph \"stats\" {\n  input %x : f32[N,8,5,5]\n  %p = stats_partial %x\n"
+      "  %s = stats_final %p\n  output s = %s\n}\n";
   Graph *graph = NULL;
   EvalResult result;
   TensorList inputs = {arena_array(fixture->arena, 1, Tensor), 1};
@@ -239,8 +241,8 @@ static void options_are_used(void **state) {
 /* Values at the limits of the range and of bins, and values that are no numbers. */
 static void edges_are_counted_like_histc(void **state) {
   enum { COUNT = 16 };
-  static const float x[COUNT] = {0,  0.25f, 0.24999999f, 9.75f, 10,      10.000001f, -1e-30f,   INFINITY,
-                                 -1, NAN,   0.05f,       5,     4.9999995f, 1e30f,   -INFINITY, 0.05000001f};
+  static const float x[COUNT] = {0,  0.25f, 0.24999999f, 9.75f, 10,         10.000001f, -1e-30f,   INFINITY,
+                                 -1, NAN,   0.05f,       5,     4.9999995f, 1e30f,      -INFINITY, 0.05000001f};
   Fixture *fixture = *state;
   kiln_model *model = make_copies(fixture, 1, 4, 4, stats_of_both);
   kiln_executable *executable = compile(model, NULL);

@@ -116,8 +116,7 @@ static bool open_machine(Unit *unit) {
     LLVMDisposeMessage(message);
     return false;
   }
-  LLVMCodeGenOptLevel level =
-      machine_kind(unit) == MACHINE_PREPARE ? LLVMCodeGenLevelNone : LLVMCodeGenLevelDefault;
+  LLVMCodeGenOptLevel level = machine_kind(unit) == MACHINE_PREPARE ? LLVMCodeGenLevelNone : LLVMCodeGenLevelDefault;
   *machine = LLVMCreateTargetMachine(llvm_target, triple, cpu_name(unit), feature_names(unit), level, LLVMRelocPIC,
                                      LLVMCodeModelDefault);
   unit->machine = *machine;
@@ -180,9 +179,9 @@ static Code object_key(const Unit *unit) {
   enum { OBJECT_FORMAT = 1 };
   unsigned major, minor, patch;
   LLVMGetVersion(&major, &minor, &patch);
-  const char *head = arena_format(unit->arena, "object %d, Kiln %s, LLVM %u.%u.%u, %s, %s, %s, machine %d\n", OBJECT_FORMAT,
-                                  KILN_VERSION, major, minor, patch, unit->plan->target->triple, cpu_name(unit),
-                                  feature_names(unit), machine_kind(unit));
+  const char *head = arena_format(unit->arena, "object %d, Kiln %s, LLVM %u.%u.%u, %s, %s, %s, machine %d\n",
+                                  OBJECT_FORMAT, KILN_VERSION, major, minor, patch, unit->plan->target->triple,
+                                  cpu_name(unit), feature_names(unit), machine_kind(unit));
   LLVMMemoryBufferRef module = LLVMWriteBitcodeToMemoryBuffer(unit->module);
   arena_defer(unit->arena, dispose_buffer, module);
   size_t head_size = strlen(head), size = LLVMGetBufferSize(module);
@@ -423,8 +422,14 @@ static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind
   KernelWork *work = arena_array(scratch, plan->kernel_count, KernelWork);
   for (size_t i = 0; i < plan->kernel_count; i++) work[i] = unit_of[plan->kernels[i].code]->work;
   Unit *tables = &units[count++];
-  *tables = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .cache = cache, .arena = scratch, .results = scratch,
-                   .diag = diag, .machines = arena_new(scratch, Machines)};
+  *tables = (Unit){.plan = plan,
+                   .symbol = symbol,
+                   .kind = kind,
+                   .cache = cache,
+                   .arena = scratch,
+                   .results = scratch,
+                   .diag = diag,
+                   .machines = arena_new(scratch, Machines)};
   arena_defer(scratch, dispose_machines, tables->machines);
   if (!compile_tables(tables, work, options)) return false;
   if (cache != NULL) object_cache_finish(cache, OBJECT_CACHE_BYTES, scratch, diag);

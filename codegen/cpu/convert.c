@@ -168,7 +168,10 @@ static bool convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_
 /* Filters and matrices: [K] rows of elements without gaps become blocks of K. */
 static bool convert_filter(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
   const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
-  Stripe stripe = {.block = out->layout.block, .row_stride = in->storage.stride[0], .columns = 1, .to_blocked = true,
+  Stripe stripe = {.block = out->layout.block,
+                   .row_stride = in->storage.stride[0],
+                   .columns = 1,
+                   .to_blocked = true,
                    .compact = true};
   for (int32_t d = 1; d < out->shape.rank; d++) stripe.columns *= out->shape.dims[d];
   int64_t filters = out->shape.dims[0], blocks = (filters + stripe.block - 1) / stripe.block;

@@ -118,7 +118,8 @@ void object_cache_store(ObjectCache *cache, const Code *key, const Code *object,
   memcpy(head.magic, entry_magic, sizeof entry_magic);
   head.checksum = entry_checksum(&head, key->data, object->data);
   const char *path = entry_path(cache, key, scratch);
-  const char *temporary = arena_format(scratch, "%s.%ld.%u%s", path, (long)getpid(), atomic_fetch_add(&number, 1), temporary_ending);
+  const char *temporary =
+      arena_format(scratch, "%s.%ld.%u%s", path, (long)getpid(), atomic_fetch_add(&number, 1), temporary_ending);
   const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
   int file = open(temporary, flags, 0600);
   if (file < 0 && errno == ENOENT && make_folder(cache->folder, scratch)) file = open(temporary, flags, 0600);
@@ -172,8 +173,9 @@ static bool is_entry(const char *name) {
 
 static bool is_temporary(const char *name) {
   size_t stem = NAME_DIGITS + strlen(entry_ending);
-  return strspn(name, "0123456789abcdef") == NAME_DIGITS && strncmp(name + NAME_DIGITS, entry_ending, strlen(entry_ending)) == 0 &&
-         name[stem] == '.' && name_ends(name, temporary_ending);
+  return strspn(name, "0123456789abcdef") == NAME_DIGITS &&
+         strncmp(name + NAME_DIGITS, entry_ending, strlen(entry_ending)) == 0 && name[stem] == '.' &&
+         name_ends(name, temporary_ending);
 }
 
 static void close_folder(void *folder) { closedir(folder); }
@@ -201,10 +203,18 @@ static void list_entries(DIR *folder, EntryList *list, Arena *scratch) {
   }
 }
 
+/* A command may compile several programs. */
+static void warn_once(Diag *diag, const char *text) {
+  for (size_t i = 0; i < diag_message_count(diag); i++) {
+    if (strcmp(diag_message(diag, i)->text, text) == 0) return;
+  }
+  diag_warning(diag, (Location){0}, "%s", text);
+}
+
 void object_cache_finish(ObjectCache *cache, int64_t limit, Arena *scratch, Diag *diag) {
   int error = atomic_load(&cache->error);
   if (error != 0)
-    diag_warning(diag, (Location){0}, "compiled kernels cannot be kept in %s: %s", cache->folder, strerror(error));
+    warn_once(diag, arena_format(scratch, "compiled kernels cannot be kept in %s: %s", cache->folder, strerror(error)));
   if (!atomic_load(&cache->stored)) return;
   DIR *folder = opendir(cache->folder);
   if (folder == NULL) return;

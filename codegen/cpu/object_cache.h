@@ -21,7 +21,7 @@ bool object_cache_load(ObjectCache *cache, const Code *key, Arena *scratch, Aren
 void object_cache_store(ObjectCache *cache, const Code *key, const Code *object, Arena *scratch);
 
 /* When something was stored: removes the oldest files while all take more than `limit` bytes, and what processes that
- * died have left. Warns, once, when something could not be stored. */
+ * died have left. Warns when something could not be stored, unless `diag` says so already. */
 void object_cache_finish(ObjectCache *cache, int64_t limit, Arena *scratch, Diag *diag);
 
 #endif

@@ -1,13 +1,13 @@
 /* Statistics of values; ir/stats.h says what a block is and what is known of it.
  *
- * A block is read once. Sums are taken in double of the distances from the block's first value, so that their squares
- * lose nothing where the spread is small against the mean. The same sweep turns every value into a byte, the number of
- * its bin counted from 1, or 0 for none, and leaves the bytes in scratch memory. A second sweep compares vectors of
- * these bytes with eight bin numbers at a time and counts in bytes: unlike increments in memory that takes the same
- * time whether or not many values fall into one bin, as the zeros after a relu do. Bins above the largest one that
- * occurs in a few kilobytes are skipped.
+ * A block is read once. Sums are taken of the distances from the block's first value, so that their squares lose
+ * nothing where the spread is small against the mean; in double, but for the first few terms. The same sweep turns
+ * every value into a byte, the number of its bin counted from 1, or 0 for none, and leaves the bytes in scratch memory.
+ * A second sweep compares vectors of these bytes with eight bin numbers at a time and counts in bytes: unlike
+ * increments in memory that takes the same time whether or not many values fall into one bin, as the zeros after a relu
+ * do. Bins above the largest one that occurs in a few kilobytes are skipped.
  *
- * All results of a block are exact or in double and in a fixed order, whichever thread computes it. */
+ * A block is summed in a fixed order, whichever thread computes it. */
 #include "stats.h"
 
 #include <assert.h>
@@ -18,6 +18,7 @@
 #include "wide.h"
 
 enum {
+  UNROLLED = 4, /* vectors of values */
   BINS_AT_ONCE = 8,
   SLICE_VECTORS = 128, /* bytes that count: at most 255 steps between two emptyings */
   HISTOGRAM_BYTES = 4 * (STATS_BINS_MAX + BINS_AT_ONCE + 2)
@@ -32,7 +33,7 @@ typedef struct Stats {
   bool narrow;   /* bins are exact in f32 */
   int32_t lanes; /* of float vectors */
   int32_t bytes; /* of byte vectors */
-  Value pivot;   /* double */
+  Value pivot;   /* the first value */
   Reduction sum, squares;
   Value near_vector, near_scalar; /* variables: counts of i32 */
   Value histogram, codes;         /* in scratch memory */
@@ -107,7 +108,7 @@ static Value clear_variable(Emit *emit, LLVMTypeRef type, const char *name) {
 /* --- values ------------------------------------------------------------------------------------------ */
 
 /* The bin of each lane from 0, or −1. */
-static Value find_bins(const Stats *stats, Value value, Value wide, int32_t lanes) {
+static Value find_bins(const Stats *stats, Value value, int32_t lanes) {
   Emit *emit = stats->emit;
   Value inside =
       emit_and(emit, LLVMBuildFCmp(emit->builder, LLVMRealOGE, value, emit_float(emit, lanes, stats->range.low), ""),
@@ -118,6 +119,7 @@ static Value find_bins(const Stats *stats, Value value, Value wide, int32_t lane
     place = emit_fmul(emit, value, emit_float(emit, lanes, stats->range.scale));
     none = emit_float(emit, lanes, -1);
   } else {
+    Value wide = wide_from_float(emit, value, lanes);
     place = emit_fmul(emit, emit_fsub(emit, wide, wide_constant(emit, lanes, stats->range.low)),
                       wide_constant(emit, lanes, stats->range.scale));
     none = wide_constant(emit, lanes, -1);
@@ -135,20 +137,31 @@ static Value encode_bins(const Stats *stats, Value bins, int32_t lanes) {
   return LLVMBuildSelect(emit->builder, LLVMBuildICmp(emit->builder, LLVMIntULT, code, last, ""), code, last, "");
 }
 
-/* Adds the values at `offset` to the sums and returns their bins. */
-static Value take_values(const Stats *stats, Value base, Value offset, int32_t lanes) {
+/* The values at `offset`: returns their bins, and their distances from the pivot. */
+static Value take_values(const Stats *stats, Value base, Value offset, int32_t lanes, Value *out_distance) {
   Emit *emit = stats->emit;
-  Value value = emit_load(emit, base, offset, lanes), wide = wide_from_float(emit, value, lanes);
-  Value distance = emit_fsub(emit, wide, wide_splat(emit, stats->pivot, lanes));
+  Value value = emit_load(emit, base, offset, lanes);
+  Value distance = emit_fsub(emit, value, emit_splat(emit, stats->pivot, lanes));
   Value is_near = LLVMBuildFCmp(emit->builder, LLVMRealOLE, value, emit_float(emit, lanes, stats->range.threshold), "");
   if (stats->mask != NULL) {
-    distance = emit_select(emit, stats->mask, distance, wide_constant(emit, lanes, 0));
+    distance = emit_select(emit, stats->mask, distance, emit_float(emit, lanes, 0));
     is_near = emit_and(emit, is_near, stats->mask);
   }
-  reduction_add(emit, &stats->sum, distance, lanes);
-  reduction_add(emit, &stats->squares, emit_fmul(emit, distance, distance), lanes);
   count_lanes(emit, lanes == 1 ? stats->near_scalar : stats->near_vector, vector_of(emit->i32, lanes), is_near);
-  return find_bins(stats, value, wide, lanes);
+  *out_distance = distance;
+  return find_bins(stats, value, lanes);
+}
+
+/* Sums of a few vectors in f32, which adds some 2^-24 of each term, then on in double. */
+static void add_distances(const Stats *stats, const Value *distances, int32_t count, int32_t lanes) {
+  Emit *emit = stats->emit;
+  Value sum = distances[0], squares = emit_fmul(emit, distances[0], distances[0]);
+  for (int32_t i = 1; i < count; i++) {
+    sum = emit_fadd(emit, sum, distances[i]);
+    squares = emit_fma(emit, distances[i], distances[i], squares);
+  }
+  reduction_add(emit, &stats->sum, sum, lanes);
+  reduction_add(emit, &stats->squares, squares, lanes);
 }
 
 /* Several vectors as one. */
@@ -166,13 +179,14 @@ static Value join_vectors(Emit *emit, Value *parts, int32_t count, int32_t lanes
 
 /* `parts` vectors, or one element when lanes is 1, from `begin` on in steps up to `end`. */
 static void take_steps(const Stats *stats, Value base, Value begin, Value end, int32_t parts, int32_t lanes) {
-  enum { MAX_PARTS = 16 };
+  enum { MAX_PARTS = UNROLLED };
   Emit *emit = stats->emit;
-  Value first = emit_get(emit, emit->i64, stats->position), bins[MAX_PARTS];
+  Value first = emit_get(emit, emit->i64, stats->position), bins[MAX_PARTS], distances[MAX_PARTS];
   assert(parts <= MAX_PARTS);
   EmitLoop at = emit_loop_begin(emit, begin, end, parts * lanes, "values");
   for (int32_t i = 0; i < parts; i++)
-    bins[i] = take_values(stats, base, emit_add_int(emit, at.index, i * lanes), lanes);
+    bins[i] = take_values(stats, base, emit_add_int(emit, at.index, i * lanes), lanes, &distances[i]);
+  add_distances(stats, distances, parts, lanes);
   Value code = encode_bins(stats, join_vectors(emit, bins, parts, lanes), parts * lanes);
   store_bytes(emit, stats->codes, emit_add(emit, first, at.index), code);
   emit_loop_end(emit, &at);
@@ -182,10 +196,10 @@ static void take_steps(const Stats *stats, Value base, Value begin, Value end, i
 static void take_run(const Stats *stats, Value offset, Value count, int32_t multiple) {
   Emit *emit = stats->emit;
   Value base = emit_address(emit, emit->inputs[0], offset);
-  Value whole = emit_sub(emit, count, emit_mod_int(emit, count, stats->bytes));
-  take_steps(stats, base, emit_int(emit, 0), whole, stats->bytes / stats->lanes, stats->lanes);
+  Value whole = emit_sub(emit, count, emit_mod_int(emit, count, UNROLLED * stats->lanes));
+  take_steps(stats, base, emit_int(emit, 0), whole, UNROLLED, stats->lanes);
   Value rest = multiple >= stats->lanes ? count : emit_sub(emit, count, emit_mod_int(emit, count, stats->lanes));
-  if (multiple < stats->bytes) take_steps(stats, base, whole, rest, 1, stats->lanes);
+  if (multiple < UNROLLED * stats->lanes) take_steps(stats, base, whole, rest, 1, stats->lanes);
   if (multiple < stats->lanes) take_steps(stats, base, rest, count, 1, 1);
   emit_set(emit, stats->position, emit_add(emit, emit_get(emit, emit->i64, stats->position), count));
 }
@@ -199,7 +213,7 @@ static void take_rows(const Stats *stats, Value plane, Value y, Value rows, int3
   int64_t row = blocks->width * block;
   int64_t stride = stats->in->shape.rank == 4 ? stats->in->storage.stride[2] : 1;
   int32_t multiple = block; /* of what a run's length is known to be one */
-  while (row % (2 * multiple) == 0 && multiple < stats->bytes) multiple *= 2;
+  while (row % (2 * multiple) == 0 && multiple < UNROLLED * stats->lanes) multiple *= 2;
   Value start = emit_add(emit, plane, emit_mul_int(emit, y, stride));
   if (stride == row) {
     take_run(stats, start, emit_mul_int(emit, rows, row), multiple);
@@ -229,12 +243,12 @@ static void take_block(Stats *stats, Value image, Value first_channel, Value cha
   Value index[SHAPE_MAX_RANK] = {stats->blocks.images == 1 && in->shape.rank < 2 ? NULL : image};
   if (in->shape.rank != 4) {
     Value start = emit_offset(emit, in, index);
-    stats->pivot = wide_from_float(emit, emit_load(emit, emit->inputs[0], emit_add(emit, start, y), 1), 1);
+    stats->pivot = emit_load(emit, emit->inputs[0], emit_add(emit, start, y), 1);
     take_rows(stats, start, y, rows, 1);
     return;
   }
   index[1] = emit_div_int(emit, first_channel, block), index[2] = y;
-  stats->pivot = wide_from_float(emit, emit_load(emit, emit->inputs[0], emit_offset(emit, in, index), 1), 1);
+  stats->pivot = emit_load(emit, emit->inputs[0], emit_offset(emit, in, index), 1);
   index[2] = NULL;
   EmitLoop plane = emit_loop_begin(emit, emit_int(emit, 0), channels, block, "channel");
   Value channel = emit_add(emit, first_channel, plane.index);
@@ -340,7 +354,7 @@ static Value count_near_zero(const Stats *stats) {
 static void store_block(Stats *stats, Value elements) {
   Emit *emit = stats->emit;
   Value count = wide_from_int(emit, elements), sum = reduction_end(emit, &stats->sum);
-  Value shift = emit_fdiv(emit, sum, count), mean = emit_fadd(emit, stats->pivot, shift);
+  Value shift = emit_fdiv(emit, sum, count), mean = emit_fadd(emit, wide_from_float(emit, stats->pivot, 1), shift);
   Value rounded = wide_from_float(emit, wide_to_float(emit, mean, 1), 1);
   Value m2 = emit_fsub(emit, reduction_end(emit, &stats->squares), emit_fmul(emit, sum, shift));
   m2 = emit_fmax(emit, wide_constant(emit, 1, 0), m2); /* rounding; a NaN stays */
