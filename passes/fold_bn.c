@@ -30,11 +30,22 @@ static int32_t output_dim(const Node *node) {
   }
 }
 
-/* Why the batch norm stays, or NULL. */
+/* How often hooks use every value, by id. A hooked convolution is folded all the same, into a copy, and computed once
+ * more as written for the hook: a hook costs time, but never changes how a result is rounded. */
+static uint32_t *count_hook_uses(const Graph *graph, Arena *arena) {
+  uint32_t *uses = arena_array(arena, graph->next_id, uint32_t);
+  for (size_t i = graph->output_count - graph->hook_output_count; i < graph->output_count; i++)
+    uses[graph->outputs[i].node->id]++;
+  for (size_t i = 0; i < graph->node_count; i++)
+    if (graph->nodes[i]->op == OP_STATS_PARTIAL) uses[graph->nodes[i]->inputs[0]->id]++;
+  return uses;
+}
+
+/* Why the batch norm stays, or NULL. `uses` leaves those of hooks out. */
 static const char *obstacle(const Node *norm, const uint32_t *uses, const bool *is_output, const bool *prepared) {
   const Node *producer = norm->inputs[BN_INPUT];
   if (producer->epilogue_count) return "The convolution has an epilogue already.";
-  if (is_output[producer->id]) return "The convolution's own value is an output or hooked.";
+  if (is_output[producer->id]) return "The convolution's own value is an output.";
   if (uses[producer->id] != 1) return "The convolution's own value has several uses.";
   for (int32_t i = 1; i < producer->input_count; i++) {
     const Node *weights = producer->inputs[i];
@@ -46,7 +57,7 @@ static const char *obstacle(const Node *norm, const uint32_t *uses, const bool *
   return NULL;
 }
 
-static bool fold(Rewrite *rewrite, Node *norm, int32_t dim) {
+static bool fold(Rewrite *rewrite, Node *norm, int32_t dim, bool hooked) {
   Graph *graph = rewrite->graph;
   Node *producer = norm->inputs[BN_INPUT], *weight = producer->inputs[1];
   Attrs attrs = attrs_default();
@@ -66,7 +77,11 @@ static bool fold(Rewrite *rewrite, Node *norm, int32_t dim) {
       shift ? rewrite_make(rewrite, OP_SUB, NULL, (Node *[]){norm->inputs[BN_BIAS], shift}, 2, norm) : NULL;
   if (!new_bias) return false;
   node_become(graph, norm, producer->op, &producer->attrs, (Node *[]){producer->inputs[0], new_weight, new_bias}, 3);
-  node_inherit_decisions(norm, producer);
+  if (hooked)
+    node_decide(graph, producer, "fold_bn", "computed once more, as written, for the hook", "no folding",
+                "Folding rounds differently, and a hook must not change a result.");
+  else
+    node_inherit_decisions(norm, producer);
   node_decide(graph, norm, "fold_bn", "batch norm folded into weights and bias", "a multiply and an add per element",
               "Its statistics are constant in inference and nothing else uses the convolution's value.");
   return true;
@@ -74,7 +89,11 @@ static bool fold(Rewrite *rewrite, Node *norm, int32_t dim) {
 
 bool pass_fold_bn(Graph *graph, const PassOptions *options, Diag *diag) {
   uint32_t *uses = graph_count_uses(graph, options->scratch);
-  bool *is_output = mark_hooked(graph, options->scratch), *prepared = mark_prepare_phase(graph, options->scratch);
+  const uint32_t *hook_uses = count_hook_uses(graph, options->scratch);
+  for (uint32_t id = 0; id < graph->next_id; id++) uses[id] -= hook_uses[id];
+  bool *is_output = arena_array(options->scratch, graph->next_id, bool);
+  for (size_t i = 0; i < graph->output_count - graph->hook_output_count; i++) is_output[graph->outputs[i].node->id] = true;
+  const bool *prepared = mark_prepare_phase(graph, options->scratch);
   /* The producer of a folded batch norm is left out of the new order; which ones is known before they are met. */
   bool *dropped = arena_array(options->scratch, graph->next_id, bool);
   for (size_t i = 0; i < graph->node_count; i++) {
@@ -89,14 +108,14 @@ bool pass_fold_bn(Graph *graph, const PassOptions *options, Diag *diag) {
       continue;
     }
     node->mark = dim;
-    dropped[node->inputs[BN_INPUT]->id] = true;
+    dropped[node->inputs[BN_INPUT]->id] = hook_uses[node->inputs[BN_INPUT]->id] == 0;
   }
   Rewrite rewrite;
   rewrite_init(&rewrite, graph, options->scratch, diag);
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
     if (dropped[node->id]) continue;
-    if (node->mark >= 0 && !fold(&rewrite, node, node->mark)) return false;
+    if (node->mark >= 0 && !fold(&rewrite, node, node->mark, hook_uses[node->inputs[BN_INPUT]->id] > 0)) return false;
     rewrite_append(&rewrite, node);
   }
   rewrite_finish(&rewrite);

@@ -294,6 +294,13 @@ expect 1 'which class' $kiln grad "${model[@]}" --of logits --wrt image -o g.saf
 expect 2 '--wrt is missing' $kiln grad "${model[@]}" --of logits --class 3 -o g.safetensors
 expect 0 'hook\.grad\.1' $kiln run "${model[@]}" --hook 1:activation:store --hook 1:gradient:store --class 3 --hooks-out both.safetensors --outputs hooked.safetensors
 cmp jit.safetensors hooked.safetensors || fail "a gradient hook changed the output"
+for value in 0.0 0.1 0.2 2.0 3.1 4.0; do
+  for hook in store stats; do
+    expect 0 '' $kiln run "${model[@]}" --hook $value:activation:$hook --outputs hooked.safetensors
+    cmp jit.safetensors hooked.safetensors || fail "a $hook hook on $value changed the output"
+  done
+done
+expect 0 'computed once more, as written, for the hook' $kiln explain "$examples/simple_cnn10_bn.json" --hook 2.0
 expect 0 'hook\.grad\.1 +f32 +\[1,16,7,7\]' $kiln inspect both.safetensors
 expect 0 'map of 7x7' $kiln heatmap "${model[@]}" --layer 1 -o map.png --raw map.npy
 expect 0 '28 x 28, 3 channels' $kiln inspect map.png
