@@ -86,10 +86,11 @@ static void convert_column(Emit *emit, const Stripe *stripe, Value column) {
 
 /* Columns [begin, end) of a stripe. A last square that would leave [0, columns) moves back over the one before it;
  * the caller sees to it that both belong to the same work item: [begin, end) has at least as many columns as a
- * vector has lanes, or is all there are. */
+ * vector has lanes, or is all there are. Rows shorter than a vector take smaller squares. */
 static void convert_stripe(Emit *emit, const Stripe *stripe, Value begin, Value end) {
   int32_t lanes = emit->target->vector_lanes;
   int32_t side = stripe->compact && lanes > COMPACT_SIDE ? COMPACT_SIDE : lanes;
+  while (side > COMPACT_SIDE && stripe->columns < side) side /= 2; /* short rows: 14 columns are two squares of 8 */
   if (stripe->columns < side || stripe->block % side != 0) {
     EmitLoop column = emit_loop_begin(emit, begin, end, 1, "column");
     convert_column(emit, stripe, column.index);
