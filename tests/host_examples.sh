@@ -41,7 +41,7 @@ find_package(Kiln 0.1 REQUIRED)
 add_executable(jit $source/examples/host/jit.c)
 target_link_libraries(jit PRIVATE Kiln::kiln)
 CMAKE
-cmake -S cmake -B cmake/build -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
+cmake -G Ninja -S cmake -B cmake/build -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
 cmake --build cmake/build >/dev/null
 cmake/build/jit "$examples/simple_cnn10_bn.json" w.safetensors >cmake.txt
 cmp compiled.txt cmake.txt
