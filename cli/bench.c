@@ -71,11 +71,13 @@ static bool bench_kernels(Tool *tool, BenchState *state, size_t rounds) {
   state->kernel_samples = arena_array(tool->arena, rounds * steps + 1, int64_t);
   kiln_error error;
   for (state->round = 0; state->round < rounds; state->round++)
-    if (kiln_run_steps(state->context, state->batch, state->inputs, state->outputs, kernel_observer, state, &error) != KILN_OK) {
+    if (kiln_run_steps(state->context, state->batch, state->inputs, state->outputs, kernel_observer, state, &error) !=
+        KILN_OK) {
       tool_library_error(tool, &error);
       return false;
     }
-  double *samples = arena_array(tool->arena, rounds, double), *medians = arena_array(tool->arena, steps + 1, double), total = 0;
+  double *samples = arena_array(tool->arena, rounds, double), *medians = arena_array(tool->arena, steps + 1, double),
+         total = 0;
   for (size_t s = 0; s < steps; s++) {
     for (size_t r = 0; r < rounds; r++) samples[r] = 1e-9 * (double)state->kernel_samples[r * steps + s];
     qsort(samples, rounds, sizeof *samples, compare_double);
@@ -138,7 +140,8 @@ static int measure(Tool *tool, const BenchRequest *request, BenchState *state, u
   }
   if (progress) fprintf(stderr, "\r%*s\r", 40, "");
   qsort(samples, count, sizeof *samples, compare_double);
-  double median = quantile(samples, count, 0.5), p10 = quantile(samples, count, 0.1), p90 = quantile(samples, count, 0.9);
+  double median = quantile(samples, count, 0.5), p10 = quantile(samples, count, 0.1),
+         p90 = quantile(samples, count, 0.9);
   double flops = program_flops(state->program, state->batch);
   /* reading the description and the weights, and the passes */
   double import = build_seconds - state->compile_seconds - state->prepare_seconds;
@@ -147,19 +150,22 @@ static int measure(Tool *tool, const BenchRequest *request, BenchState *state, u
     text_init(&text, tool->arena);
     text_add(&text, "{\"model\":");
     text_add_json(&text, state->program->name);
-    text_format(&text, ",\"isa\":\"%s\",\"batch\":%lld,\"threads\":%u,\"runs\":%zu,\"median_ms\":%.6f,\"p10_ms\":%.6f,\"p90_ms\":%.6f,"
-                "\"min_ms\":%.6f,\"gflop\":%.6f,\"gflops\":%.3f,\"build_ms\":%.3f,\"import_ms\":%.3f,\"compile_ms\":%.3f,"
-                "\"prepare_ms\":%.3f,\"first_run_ms\":%.3f}\n",
-                state->program->isa, (long long)state->batch, threads, count, 1e3 * median, 1e3 * p10, 1e3 * p90, 1e3 * samples[0],
-                1e-9 * flops, 1e-9 * flops / median, 1e3 * build_seconds, 1e3 * import, 1e3 * state->compile_seconds, 1e3 * state->prepare_seconds,
-                1e3 * first);
+    text_format(
+        &text,
+        ",\"isa\":\"%s\",\"batch\":%lld,\"threads\":%u,\"runs\":%zu,\"median_ms\":%.6f,\"p10_ms\":%.6f,\"p90_ms\":%.6f,"
+        "\"min_ms\":%.6f,\"gflop\":%.6f,\"gflops\":%.3f,\"build_ms\":%.3f,\"import_ms\":%.3f,\"compile_ms\":%.3f,"
+        "\"prepare_ms\":%.3f,\"first_run_ms\":%.3f}\n",
+        state->program->isa, (long long)state->batch, threads, count, 1e3 * median, 1e3 * p10, 1e3 * p90,
+        1e3 * samples[0], 1e-9 * flops, 1e-9 * flops / median, 1e3 * build_seconds, 1e3 * import,
+        1e3 * state->compile_seconds, 1e3 * state->prepare_seconds, 1e3 * first);
     fputs(text.data, stdout);
     return EXIT_OK;
   }
-  printf("%s  %s  batch %lld  %u thread%s  %zu runs\n", state->program->name, state->program->isa, (long long)state->batch, threads,
-         threads == 1 ? "" : "s", count);
+  printf("%s  %s  batch %lld  %u thread%s  %zu runs\n", state->program->name, state->program->isa,
+         (long long)state->batch, threads, threads == 1 ? "" : "s", count);
   printf("median %.3f ms   p10 %.3f   p90 %.3f   min %.3f\n", 1e3 * median, 1e3 * p10, 1e3 * p90, 1e3 * samples[0]);
-  printf("%.3f GFLOP   %.1f GFLOP/s   %.1f images/s\n", 1e-9 * flops, 1e-9 * flops / median, (double)state->batch / median);
+  printf("%.3f GFLOP   %.1f GFLOP/s   %.1f images/s\n", 1e-9 * flops, 1e-9 * flops / median,
+         (double)state->batch / median);
   printf("import %.0f ms   compile %.0f ms   prepare weights %.0f ms   first run %.1f ms\n", 1e3 * import,
          1e3 * state->compile_seconds, 1e3 * state->prepare_seconds, 1e3 * first);
   return EXIT_OK;
@@ -182,15 +188,18 @@ static int bench_body(Tool *tool, void *context) {
     return graph != NULL && plan == NULL && diag_error_count(tool->diag) == 0 ? EXIT_OK : EXIT_FAILED;
   double build_seconds = seconds_now() - started;
   const kiln_program *program = executable->program;
-  BenchState state = {.batch = request->run_batch > 0 ? request->run_batch : program->max_batch, .program = program,
-                      .compile_seconds = executable->compile_seconds, .prepare_seconds = executable->prepare_seconds};
+  BenchState state = {.batch = request->run_batch > 0 ? request->run_batch : program->max_batch,
+                      .program = program,
+                      .compile_seconds = executable->compile_seconds,
+                      .prepare_seconds = executable->prepare_seconds};
   TensorList inputs;
   if (!inputs_random(tool, program->inputs, program->input_count, state.batch, 1, &inputs)) return EXIT_FAILED;
   state.inputs = arena_array(tool->arena, program->input_count + 1, const void *);
   state.outputs = arena_array(tool->arena, program->output_count + 1, void *);
   for (uint32_t i = 0; i < program->input_count; i++) state.inputs[i] = inputs.items[i].data;
   for (uint32_t i = 0; i < program->output_count; i++)
-    state.outputs[i] = arena_alloc_aligned(tool->arena, (size_t)(program->outputs[i].bytes * (program->outputs[i].batched ? state.batch : 1)) + 1, 64);
+    state.outputs[i] = arena_alloc_aligned(
+        tool->arena, (size_t)(program->outputs[i].bytes * (program->outputs[i].batched ? state.batch : 1)) + 1, 64);
   uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
   kiln_context_options options = {.threads = threads};
   kiln_error error;
@@ -207,12 +216,14 @@ static int bench_body(Tool *tool, void *context) {
 static int bench_run(int argc, char **argv) {
   BenchRequest request = {.seconds = 2, .rounds = 5};
   const Option options[] = {
-      WEIGHTS_OPTION(request.model)
-      {"seconds", 0, OPTION_DOUBLE, &request.seconds, "S", "time to measure (default 2)", 0, 0},
-      {"run-batch", 0, OPTION_INT, &request.run_batch, "N", "batch to run (default: the largest compiled for)", 1, 65536},
+      WEIGHTS_OPTION(request.model){"seconds", 0, OPTION_DOUBLE, &request.seconds, "S", "time to measure (default 2)",
+                                    0, 0},
+      {"run-batch", 0, OPTION_INT, &request.run_batch, "N", "batch to run (default: the largest compiled for)", 1,
+       65536},
       {"kernels", 0, OPTION_FLAG, &request.kernels, NULL, "also a table of the kernels", 0, 0},
       {"json", 0, OPTION_FLAG, &request.json, NULL, "print JSON", 0, 0},
-      {"serve", 0, OPTION_FLAG, &request.serve, NULL, "answer each line of standard input by the median of some runs in ms", 0, 0},
+      {"serve", 0, OPTION_FLAG, &request.serve, NULL,
+       "answer each line of standard input by the median of some runs in ms", 0, 0},
       {"rounds", 0, OPTION_INT, &request.rounds, "R", "runs per line with --serve (default 5)", 1, 100000},
       {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "with a hook, e.g. 'layer*:activation:stats'", 0, 0},
       SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model){.name = NULL}};
@@ -225,8 +236,11 @@ static int bench_run(int argc, char **argv) {
 }
 
 const Verb verb_bench = {
-    "bench", "measure the speed of a model", "MODEL|LIBRARY.so [options]",
-    "Runs a model on random inputs after a warm-up and prints the median, the spread and the rate. Without --weights the\n"
+    "bench",
+    "measure the speed of a model",
+    "MODEL|LIBRARY.so [options]",
+    "Runs a model on random inputs after a warm-up and prints the median, the spread and the rate. Without --weights "
+    "the\n"
     "model is initialised with random weights: the speed is the same.",
     "  kiln bench examples/resnet34.json --threads 2\n  kiln bench examples/resnet34.json --batch 16 --kernels\n"
     "  kiln bench libresnet34.so --seconds 5 --json",

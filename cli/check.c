@@ -20,8 +20,11 @@ static int check_run(int argc, char **argv) {
 }
 
 const Verb verb_check = {
-    "check", "report every mistake of a description", "MODEL [options]",
+    "check",
+    "report every mistake of a description",
+    "MODEL [options]",
     "Reads a description, checks it and infers all shapes. Prints nothing and exits with 0 when it is right, else\n"
     "prints every mistake as file:line:col: error: … and exits with 1.",
-    "  kiln check examples/resnet34.json\n  kiln check model.json --shape image=1x3x352x352 --weights model.safetensors",
+    "  kiln check examples/resnet34.json\n  kiln check model.json --shape image=1x3x352x352 --weights "
+    "model.safetensors",
     check_run};

@@ -25,10 +25,12 @@ static void print_messages(const Diag *diag) {
   for (size_t i = 0; i < diag_message_count(diag); i++) {
     const DiagMessage *message = diag_message(diag, i);
     const Location *place = &message->location;
-    if (place->file != NULL && place->line > 0) fprintf(stderr, "%s:%u:%u: ", place->file, place->line, place->column);
-    else fprintf(stderr, "%s: ", place->file == NULL ? "kiln" : place->file[0] != '\0' ? place->file : "''");
-    fprintf(stderr, "%s%s:%s %s\n", color ? colors[message->severity] : "", names[message->severity], color ? "\033[0m" : "",
-            message->text);
+    if (place->file != NULL && place->line > 0)
+      fprintf(stderr, "%s:%u:%u: ", place->file, place->line, place->column);
+    else
+      fprintf(stderr, "%s: ", place->file == NULL ? "kiln" : place->file[0] != '\0' ? place->file : "''");
+    fprintf(stderr, "%s%s:%s %s\n", color ? colors[message->severity] : "", names[message->severity],
+            color ? "\033[0m" : "", message->text);
   }
   size_t errors = diag_error_count(diag);
   if (errors > DIAG_LIMIT) fprintf(stderr, "kiln: %zu more errors\n", errors - DIAG_LIMIT);
@@ -133,8 +135,8 @@ bool shape_parse(Tool *tool, const char *text, ShapeOverride *out_shape) {
     int64_t dim;
     bool batch = shape.rank == 0 && strcmp(piece, "N") == 0;
     if (shape.rank == SHAPE_MAX_RANK || (!batch && (!parse_int(piece, &dim) || dim < 1))) {
-      tool_usage_error(tool, "--shape %s: expected at most %d positive dimensions such as 1x3x224x224, found '%s'", text,
-                       SHAPE_MAX_RANK, piece);
+      tool_usage_error(tool, "--shape %s: expected at most %d positive dimensions such as 1x3x224x224, found '%s'",
+                       text, SHAPE_MAX_RANK, piece);
       return false;
     }
     shape.dims[shape.rank++] = batch ? DIM_BATCH : dim;
@@ -181,11 +183,16 @@ static bool hook_parse(char *text, Hook *out_hook) {
   }
   const char *kind = parts[1], *action = parts[2];
   *out_hook = (Hook){.pattern = text, .kind = HOOK_ACTIVATION, .action = HOOK_STORE};
-  if (kind != NULL && strcmp(kind, "gradient") == 0) out_hook->kind = HOOK_GRADIENT;
-  else if (kind != NULL && kind[0] != '\0' && strcmp(kind, "activation") != 0) return false;
-  if (action != NULL && strcmp(action, "stats") == 0) out_hook->action = HOOK_STATS;
-  else if (action != NULL && strcmp(action, "call") == 0) out_hook->action = HOOK_CALL;
-  else if (action != NULL && strcmp(action, "store") != 0) return false;
+  if (kind != NULL && strcmp(kind, "gradient") == 0)
+    out_hook->kind = HOOK_GRADIENT;
+  else if (kind != NULL && kind[0] != '\0' && strcmp(kind, "activation") != 0)
+    return false;
+  if (action != NULL && strcmp(action, "stats") == 0)
+    out_hook->action = HOOK_STATS;
+  else if (action != NULL && strcmp(action, "call") == 0)
+    out_hook->action = HOOK_CALL;
+  else if (action != NULL && strcmp(action, "store") != 0)
+    return false;
   return parts[3] == NULL || (out_hook->action == HOOK_STATS && stats_parse(parts[3], &out_hook->stats));
 }
 
@@ -238,8 +245,10 @@ bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_optio
     return false;
   }
   if (options->precision != NULL) {
-    if (strcmp(options->precision, "strict") == 0) result.precision = KILN_PRECISION_STRICT;
-    else if (strcmp(options->precision, "fast") == 0) result.precision = KILN_PRECISION_FAST;
+    if (strcmp(options->precision, "strict") == 0)
+      result.precision = KILN_PRECISION_STRICT;
+    else if (strcmp(options->precision, "fast") == 0)
+      result.precision = KILN_PRECISION_FAST;
     else if (strcmp(options->precision, "default") != 0) {
       tool_usage_error(tool, "--precision: expected strict, default or fast, found '%s'", options->precision);
       return false;
@@ -264,7 +273,8 @@ typedef struct DumpSink {
   const char *folder;
 } DumpSink;
 
-static bool dump_write(void *context, const char *stage, const char *pass, int number, const char *kind, const char *text) {
+static bool dump_write(void *context, const char *stage, const char *pass, int number, const char *kind,
+                       const char *text) {
   DumpSink *sink = context;
   if (sink->folder == NULL) {
     printf("# %s %s\n%s", stage, pass, text);
@@ -286,15 +296,21 @@ bool model_plan(Tool *tool, const Graph *graph, const ModelOptions *options, con
     }
     if (dump == NULL) dump = "after:all";
   }
-  PipelineOptions pipeline = {.dump = dump, .stop_after = options->stop_after, .verify = options->verify, .dot = options->dot,
-                              .sink = dump_write, .context = &sink};
+  PipelineOptions pipeline = {.dump = dump,
+                              .stop_after = options->stop_after,
+                              .verify = options->verify,
+                              .dot = options->dot,
+                              .sink = dump_write,
+                              .context = &sink};
   BuildOptions build = {compile, &pipeline};
   if (!build_plan(graph, &build, tool->arena, tool->diag, out_graph, out_plan)) return false;
   if (*out_plan == NULL) {
     Text text;
     text_init(&text, tool->arena);
-    if (options->dot) graph_print_dot(&text, *out_graph);
-    else graph_print(&text, *out_graph);
+    if (options->dot)
+      graph_print_dot(&text, *out_graph);
+    else
+      graph_print(&text, *out_graph);
     fputs(text.data, stdout);
   }
   return true;
@@ -310,9 +326,12 @@ void table_print(FILE *stream, Arena *arena, const char *const *cells, size_t ro
     for (size_t column = 0; column < columns; column++) {
       const char *cell = cells[row * columns + column];
       const char *gap = column == 0 ? "" : "  ";
-      if (align[column] == '>') fprintf(stream, "%s%*s", gap, width[column], cell);
-      else if (column + 1 == columns) fprintf(stream, "%s%s", gap, cell);
-      else fprintf(stream, "%s%-*s", gap, width[column], cell);
+      if (align[column] == '>')
+        fprintf(stream, "%s%*s", gap, width[column], cell);
+      else if (column + 1 == columns)
+        fprintf(stream, "%s%s", gap, cell);
+      else
+        fprintf(stream, "%s%-*s", gap, width[column], cell);
     }
     fputc('\n', stream);
   }

@@ -38,20 +38,22 @@ typedef struct ModelOptions {
 } ModelOptions;
 
 /* Rows for the option tables; each list ends in a comma. */
-#define SHAPE_OPTION(o) {"shape", 0, OPTION_LIST, &(o).shapes, "NAME=DIMS", "shape of an input, e.g. image=1x3x352x352 (N: any batch)", 0, 0},
+#define SHAPE_OPTION(o) \
+  {"shape", 0, OPTION_LIST, &(o).shapes, "NAME=DIMS", "shape of an input, e.g. image=1x3x352x352 (N: any batch)", 0, 0},
 #define WEIGHTS_OPTION(o) {"weights", 'w', OPTION_TEXT, &(o).weights, "FILE", "parameters, a safetensors file", 0, 0},
-#define COMPILE_OPTIONS(o)                                                                                              \
-  {"batch", 'b', OPTION_TEXT, &(o).batch, "N[,N]", "batch sizes to compile for; the largest is the maximum", 0, 0},     \
-  {"precision", 0, OPTION_TEXT, &(o).precision, "MODE", "strict, default or fast: rounding error that may be added", 0, 0}, \
-  {"cpu", 0, OPTION_TEXT, &(o).cpu, "LEVEL", "native, x86-64-v2, x86-64-v3, x86-64-v4 or aarch64", 0, 0},               \
-  {"threads", 't', OPTION_INT, &(o).threads, "T", "threads (default: 1)", 1, 64},                                       \
-  {"disable", 0, OPTION_TEXT, &(o).disable, "PASSES", "optional passes to leave out, e.g. fuse,fold_bn", 0, 0},
-#define DUMP_OPTIONS(o)                                                                                                 \
-  {"dump", 0, OPTION_TEXT, &(o).dump, "WHEN", "print the IR, e.g. before:fuse,after:all", 0, 0},                        \
-  {"dump-dir", 0, OPTION_TEXT, &(o).dump_dir, "DIR", "write dumps to files NN-stage-pass.ir there", 0, 0},              \
-  {"dot", 0, OPTION_FLAG, &(o).dot, NULL, "also dump Graphviz (.dot)", 0, 0},                                           \
-  {"stop-after", 0, OPTION_TEXT, &(o).stop_after, "PASS", "stop after this pass and print the IR", 0, 0},               \
-  {"verify-ir", 0, OPTION_FLAG, &(o).verify, NULL, "check the IR after every pass", 0, 0},
+#define COMPILE_OPTIONS(o)                                                                                               \
+  {"batch", 'b', OPTION_TEXT, &(o).batch, "N[,N]", "batch sizes to compile for; the largest is the maximum", 0, 0},      \
+      {"precision", 0, OPTION_TEXT, &(o).precision, "MODE", "strict, default or fast: rounding error that may be added", \
+       0,           0},                                                                                                  \
+      {"cpu", 0, OPTION_TEXT, &(o).cpu, "LEVEL", "native, x86-64-v2, x86-64-v3, x86-64-v4 or aarch64", 0, 0},            \
+      {"threads", 't', OPTION_INT, &(o).threads, "T", "threads (default: 1)", 1, 64},                                    \
+      {"disable", 0, OPTION_TEXT, &(o).disable, "PASSES", "optional passes to leave out, e.g. fuse,fold_bn", 0, 0},
+#define DUMP_OPTIONS(o)                                                                                        \
+  {"dump", 0, OPTION_TEXT, &(o).dump, "WHEN", "print the IR, e.g. before:fuse,after:all", 0, 0},               \
+      {"dump-dir", 0, OPTION_TEXT, &(o).dump_dir, "DIR", "write dumps to files NN-stage-pass.ir there", 0, 0}, \
+      {"dot", 0, OPTION_FLAG, &(o).dot, NULL, "also dump Graphviz (.dot)", 0, 0},                              \
+      {"stop-after", 0, OPTION_TEXT, &(o).stop_after, "PASS", "stop after this pass and print the IR", 0, 0},  \
+      {"verify-ir", 0, OPTION_FLAG, &(o).verify, NULL, "check the IR after every pass", 0, 0},
 
 /* Reads the description with the shapes given, adds hooks, binds the weights file when there is one. */
 bool model_open(Tool *tool, const char *path, const ModelOptions *options, Graph **out_graph);
@@ -78,7 +80,7 @@ double seconds_now(void);
 void table_print(FILE *stream, Arena *arena, const char *const *cells, size_t rows, size_t columns, const char *align);
 
 /* Verbs. */
-extern const Verb verb_bench, verb_check, verb_compile, verb_explain, verb_grad, verb_heatmap, verb_init, verb_inspect, verb_ops, verb_run,
-    verb_stats, verb_summary, verb_verify;
+extern const Verb verb_bench, verb_check, verb_compile, verb_explain, verb_grad, verb_heatmap, verb_init, verb_inspect,
+    verb_ops, verb_run, verb_stats, verb_summary, verb_verify;
 
 #endif

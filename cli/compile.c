@@ -15,7 +15,8 @@ static bool write_text(Tool *tool, const char *path, const Text *text) {
   return file_write(path, &piece, 1, tool->diag);
 }
 
-static bool emit_object(Tool *tool, const Graph *graph, const Plan *plan, const kiln_compile_options *compile, const char *output) {
+static bool emit_object(Tool *tool, const Graph *graph, const Plan *plan, const kiln_compile_options *compile,
+                        const char *output) {
   bool embed = compile->weights == KILN_WEIGHTS_EMBED;
   CpuOptions cpu = {.threads = (int32_t)compile->threads, .embed = embed, .cache_dir = compile->cache_dir};
   CpuObjects objects;
@@ -39,13 +40,18 @@ static int emit(Tool *tool, CompileRequest *request, const Graph *graph, const G
   Text text;
   text_init(&text, tool->arena);
   bool done = true;
-  if (what == NULL || strcmp(what, "lib") == 0) done = build_library(graph, plan, compile, output, tool->arena, tool->diag);
-  else if (strcmp(what, "obj") == 0) done = emit_object(tool, graph, plan, compile, output);
+  if (what == NULL || strcmp(what, "lib") == 0)
+    done = build_library(graph, plan, compile, output, tool->arena, tool->diag);
+  else if (strcmp(what, "obj") == 0)
+    done = emit_object(tool, graph, plan, compile, output);
   else {
     CpuOptions cpu = {.threads = 1, .embed = compile->weights == KILN_WEIGHTS_EMBED};
-    if (strcmp(what, "ir") == 0) graph_print(&text, optimised);
-    else if (strcmp(what, "plan") == 0) plan_print(&text, plan);
-    else done = cpu_print(plan, &cpu, strcmp(what, "asm") == 0, tool->arena, tool->diag, &text);
+    if (strcmp(what, "ir") == 0)
+      graph_print(&text, optimised);
+    else if (strcmp(what, "plan") == 0)
+      plan_print(&text, plan);
+    else
+      done = cpu_print(plan, &cpu, strcmp(what, "asm") == 0, tool->arena, tool->diag, &text);
     done = done && write_text(tool, output, &text);
   }
   return done ? EXIT_OK : EXIT_FAILED;
@@ -60,8 +66,10 @@ static int compile_body(Tool *tool, void *context) {
   if (!compile_options(tool, &request->model, &compile)) return EXIT_FAILED;
   compile.triple = request->model.triple;
   const char *mode = request->weights_mode;
-  if (mode != NULL && strcmp(mode, "file") == 0) compile.weights = KILN_WEIGHTS_FILE;
-  else if (mode != NULL && strcmp(mode, "caller") == 0) compile.weights = KILN_WEIGHTS_CALLER;
+  if (mode != NULL && strcmp(mode, "file") == 0)
+    compile.weights = KILN_WEIGHTS_FILE;
+  else if (mode != NULL && strcmp(mode, "caller") == 0)
+    compile.weights = KILN_WEIGHTS_CALLER;
   else if (mode != NULL && strcmp(mode, "embed") != 0) {
     diag_error(tool->diag, nowhere, "--weights-mode: expected embed, file or caller, found '%s'", mode);
     return EXIT_USAGE;
@@ -86,18 +94,21 @@ static int compile_body(Tool *tool, void *context) {
   if (plan == NULL) return EXIT_OK;
   int code = emit(tool, request, graph, optimised, plan, &compile);
   if (code == EXIT_OK && binary)
-    printf("%s: %s for %s, %zu kernels, %s bytes of weights, workspace %s bytes at batch 1, batch up to %lld, %.2f s\n", request->output,
-           plan->name, plan->target->isa, plan->kernel_count - plan->prepare_count, grouped(tool->arena, plan->prepared_bytes),
-           grouped(tool->arena, plan->workspace_fixed + plan->workspace_per_batch), (long long)plan->max_batch, seconds_now() - started);
+    printf("%s: %s for %s, %zu kernels, %s bytes of weights, workspace %s bytes at batch 1, batch up to %lld, %.2f s\n",
+           request->output, plan->name, plan->target->isa, plan->kernel_count - plan->prepare_count,
+           grouped(tool->arena, plan->prepared_bytes),
+           grouped(tool->arena, plan->workspace_fixed + plan->workspace_per_batch), (long long)plan->max_batch,
+           seconds_now() - started);
   return code;
 }
 
 static int compile_run(int argc, char **argv) {
   CompileRequest request = {.path = NULL};
   const Option options[] = {
-      {"output", 'o', OPTION_TEXT, &request.output, "FILE", "library to write, libNAME.so; NAME.h is written beside it", 0, 0},
-      WEIGHTS_OPTION(request.model)
-      {"weights-mode", 0, OPTION_TEXT, &request.weights_mode, "MODE", "embed (default), file (NAME.weights) or caller", 0, 0},
+      {"output", 'o', OPTION_TEXT, &request.output, "FILE", "library to write, libNAME.so; NAME.h is written beside it",
+       0, 0},
+      WEIGHTS_OPTION(request.model){"weights-mode", 0, OPTION_TEXT, &request.weights_mode, "MODE",
+                                    "embed (default), file (NAME.weights) or caller", 0, 0},
       {"emit", 0, OPTION_TEXT, &request.emit, "WHAT", "ir, plan, llvm, asm, obj or lib (default)", 0, 0},
       {"triple", 0, OPTION_TEXT, &request.model.triple, "TRIPLE", "LLVM target triple, e.g. aarch64-linux-gnu", 0, 0},
       {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "store a value's activations as output hook.VALUE", 0, 0},
@@ -107,11 +118,15 @@ static int compile_run(int argc, char **argv) {
 }
 
 const Verb verb_compile = {
-    "compile", "compile to a shared library with a C header", "MODEL --weights FILE -o libNAME.so [options]",
-    "Compiles a model to machine code. The library needs nothing at run time, allocates nothing and starts no threads; the\n"
+    "compile",
+    "compile to a shared library with a C header",
+    "MODEL --weights FILE -o libNAME.so [options]",
+    "Compiles a model to machine code. The library needs nothing at run time, allocates nothing and starts no threads; "
+    "the\n"
     "header explains how to call it. The same input gives the same bytes.",
     "  kiln compile examples/resnet34.json --weights w.safetensors -o libresnet34.so\n"
-    "  kiln compile model.json --weights w.safetensors --batch 1,16 --cpu x86-64-v3 --weights-mode file -o libmodel.so\n"
+    "  kiln compile model.json --weights w.safetensors --batch 1,16 --cpu x86-64-v3 --weights-mode file -o "
+    "libmodel.so\n"
     "  kiln compile model.json --weights w.safetensors --triple aarch64-linux-gnu -o libmodel.so\n"
     "  kiln compile model.json --emit llvm | less",
     compile_run};

@@ -9,13 +9,14 @@ static bool bind_parameters(Tool *tool, Graph *graph, const TensorList *inputs) 
   TensorList known = {arena_array(tool->arena, inputs->count + 1, Tensor), 0};
   for (size_t i = 0; i < graph->parameter_count; i++) {
     const Tensor *tensor = tensor_find(inputs, graph->parameters[i].name);
-    if (tensor != NULL && !graph->parameters[i].inline_value && known.count < inputs->count) known.items[known.count++] = *tensor;
+    if (tensor != NULL && !graph->parameters[i].inline_value && known.count < inputs->count)
+      known.items[known.count++] = *tensor;
   }
   return known.count == 0 || weights_bind(graph, &known, "--inputs", true, tool->diag);
 }
 
-bool executable_from_graph(Tool *tool, Graph *graph, const ModelOptions *options, const TensorList *files, int64_t batch,
-                           kiln_executable **out_executable, Plan **out_plan) {
+bool executable_from_graph(Tool *tool, Graph *graph, const ModelOptions *options, const TensorList *files,
+                           int64_t batch, kiln_executable **out_executable, Plan **out_plan) {
   kiln_compile_options compile;
   Graph *optimised;
   *out_plan = NULL;
@@ -31,10 +32,12 @@ bool executable_from_graph(Tool *tool, Graph *graph, const ModelOptions *options
   return build_executable(graph, *out_plan, &compile, executable, tool->arena, tool->diag, &status);
 }
 
-static bool library_executable(Tool *tool, const char *path, const ModelOptions *options, kiln_executable **out_executable) {
+static bool library_executable(Tool *tool, const char *path, const ModelOptions *options,
+                               kiln_executable **out_executable) {
   kiln_error error;
   if (options->shapes.count > 0 || options->hooks.count > 0 || options->cpu != NULL || options->disable != NULL) {
-    diag_error(tool->diag, (Location){path, 0, 0}, "is compiled already: --shape, --hook, --cpu and --disable need a description");
+    diag_error(tool->diag, (Location){path, 0, 0},
+               "is compiled already: --shape, --hook, --cpu and --disable need a description");
     return false;
   }
   if (kiln_open_library(NULL, path, options->weights, out_executable, &error) != KILN_OK) {
@@ -67,9 +70,11 @@ bool run_batches(Tool *tool, const kiln_executable *executable, uint32_t threads
   for (uint32_t i = 0; i < program->output_count; i++) {
     const kiln_port *port = &program->outputs[i];
     Shape shape = shape_of((int32_t)port->rank, port->dims);
-    if (port->batched) shape.dims[0] = batch;
+    if (port->batched)
+      shape.dims[0] = batch;
     else if (batch > program->max_batch) {
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "output '%s' has no batch dimension: a batch of %lld cannot be split; compile with --batch %lld",
+      diag_error(tool->diag, (Location){NULL, 0, 0},
+                 "output '%s' has no batch dimension: a batch of %lld cannot be split; compile with --batch %lld",
                  port->name, (long long)batch, (long long)batch);
       return false;
     }

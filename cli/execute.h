@@ -10,8 +10,8 @@ bool executable_open(Tool *tool, const char *path, const ModelOptions *options, 
                      kiln_executable **out_executable, Graph **out_graph, Plan **out_plan);
 
 /* The same for a description that has been read; `files` may supply parameters. */
-bool executable_from_graph(Tool *tool, Graph *graph, const ModelOptions *options, const TensorList *files, int64_t batch,
-                           kiln_executable **out_executable, Plan **out_plan);
+bool executable_from_graph(Tool *tool, Graph *graph, const ModelOptions *options, const TensorList *files,
+                           int64_t batch, kiln_executable **out_executable, Plan **out_plan);
 
 /* Calls kiln_run over all images of `inputs`, at most the program's maximum at a time. Outputs are new tensors. */
 bool run_batches(Tool *tool, const kiln_executable *executable, uint32_t threads, const Tensor *inputs, int64_t batch,

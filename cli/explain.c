@@ -17,8 +17,10 @@ static int explain_body(Tool *tool, void *context) {
     return EXIT_FAILED;
   Text text;
   text_init(&text, tool->arena);
-  if (request->json) explain_print_json(&text, optimised);
-  else explain_print(&text, optimised);
+  if (request->json)
+    explain_print_json(&text, optimised);
+  else
+    explain_print(&text, optimised);
   if (request->plan && plan != NULL) plan_print(&text, plan);
   fputs(text.data, stdout);
   return EXIT_OK;
@@ -28,16 +30,20 @@ static int explain_run(int argc, char **argv) {
   ExplainRequest request = {.path = NULL};
   const Option options[] = {{"json", 0, OPTION_FLAG, &request.json, NULL, "print JSON", 0, 0},
                             {"plan", 0, OPTION_FLAG, &request.plan, NULL, "add the list of kernels and buffers", 0, 0},
-                            SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model)
-                            {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "keep a value, as in kiln run", 0, 0},
+                            SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model)
+                                DUMP_OPTIONS(request.model){"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE",
+                                                            "keep a value, as in kiln run", 0, 0},
                             {.name = NULL}};
   int code = options_parse(&verb_explain, options, argc, argv, 1, 1, &request.path);
   return code >= 0 ? code : tool_run(explain_body, &request);
 }
 
 const Verb verb_explain = {
-    "explain", "what the passes decided and why", "MODEL [options]",
-    "Compiles a model up to the plan and prints, value by value, what each pass chose, what it rejected, and the reason.",
+    "explain",
+    "what the passes decided and why",
+    "MODEL [options]",
+    "Compiles a model up to the plan and prints, value by value, what each pass chose, what it rejected, and the "
+    "reason.",
     "  kiln explain examples/resnet34.json\n  kiln explain examples/simple_cnn10_bn.json --plan --cpu x86-64-v3\n"
     "  kiln explain model.json --stop-after fuse\n  kiln explain model.json --dump before:fuse,after:fuse",
     explain_run};

@@ -67,15 +67,18 @@ static void print_gradient(const Tensor *tensor) {
 static int grad_body(Tool *tool, void *context) {
   GradRequest *request = context;
   TensorList files = {NULL, 0};
-  if (request->inputs != NULL && !safetensors_read(request->inputs, tool->arena, tool->diag, &files)) return EXIT_FAILED;
+  if (request->inputs != NULL && !safetensors_read(request->inputs, tool->arena, tool->diag, &files))
+    return EXIT_FAILED;
   Graph *graph;
-  if (!model_open(tool, request->path, &request->model, &graph) || !request_gradient(tool, graph, request)) return EXIT_FAILED;
+  if (!model_open(tool, request->path, &request->model, &graph) || !request_gradient(tool, graph, request))
+    return EXIT_FAILED;
   kiln_executable *executable;
   Plan *plan;
   /* the batch of the first input decides what is compiled, so that gradients of parameters sum over all of it */
   int64_t batch = 1;
   const Tensor *first = graph->input_count > 0 ? tensor_find(&files, graph->inputs[0].name) : NULL;
-  if (first != NULL && first->shape.rank == graph->inputs[0].shape.rank && first->shape.rank > 0) batch = first->shape.dims[0];
+  if (first != NULL && first->shape.rank == graph->inputs[0].shape.rank && first->shape.rank > 0)
+    batch = first->shape.dims[0];
   if (batch < (int64_t)request->input.count) batch = (int64_t)request->input.count;
   if (!executable_from_graph(tool, graph, &request->model, &files, batch, &executable, &plan))
     return plan == NULL && diag_error_count(tool->diag) == 0 ? EXIT_OK : EXIT_FAILED;
@@ -99,31 +102,41 @@ static int grad_body(Tool *tool, void *context) {
 static int grad_run(int argc, char **argv) {
   GradRequest request = {.class_number = -1};
   const Option options[] = {
-      WEIGHTS_OPTION(request.model)
-      {"inputs", 0, OPTION_TEXT, &request.inputs, "FILE", "safetensors with inputs (and parameters) by name", 0, 0},
+      WEIGHTS_OPTION(request.model){"inputs", 0, OPTION_TEXT, &request.inputs, "FILE",
+                                    "safetensors with inputs (and parameters) by name", 0, 0},
       {"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "an input, as in kiln run", 0, 0},
       {"of", 0, OPTION_TEXT, &request.of, "VALUE", "what is differentiated: an output or any value", 0, 0},
       {"class", 0, OPTION_INT, &request.class_number, "K", "… its element K of every image", 0, INT32_MAX},
       {"cotangent", 0, OPTION_TEXT, &request.cotangent, "NAME", "… weighted by this tensor of the inputs file", 0, 0},
       {"wrt", 0, OPTION_TEXT, &request.wrt, "NAMES", "inputs, parameters, layers, blocks: x,conv.weight", 0, 0},
-      {"output", 'o', OPTION_TEXT, &request.output, "FILE", "safetensors file for the gradients, named grad.NAME", 0, 0},
+      {"output", 'o', OPTION_TEXT, &request.output, "FILE", "safetensors file for the gradients, named grad.NAME", 0,
+       0},
       SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){.name = NULL}};
   int code = options_parse(&verb_grad, options, argc, argv, 1, 1, &request.path);
   if (code >= 0) return code;
-  const char *missing = request.of == NULL ? "--of" : request.wrt == NULL ? "--wrt" : request.output == NULL ? "-o" : NULL;
+  const char *missing = request.of == NULL       ? "--of"
+                        : request.wrt == NULL    ? "--wrt"
+                        : request.output == NULL ? "-o"
+                                                 : NULL;
   if (missing != NULL || (request.cotangent != NULL && request.class_number >= 0)) {
-    if (missing != NULL) fprintf(stderr, "kiln grad: %s is missing\n", missing);
-    else fprintf(stderr, "kiln grad: give --class or --cotangent, not both\n");
+    if (missing != NULL)
+      fprintf(stderr, "kiln grad: %s is missing\n", missing);
+    else
+      fprintf(stderr, "kiln grad: give --class or --cotangent, not both\n");
     return EXIT_USAGE;
   }
   return tool_run(grad_body, &request);
 }
 
 const Verb verb_grad = {
-    "grad", "gradients of a value", "MODEL --weights FILE --inputs FILE --of VALUE --wrt NAMES -o FILE [options]",
+    "grad",
+    "gradients of a value",
+    "MODEL --weights FILE --inputs FILE --of VALUE --wrt NAMES -o FILE [options]",
     "Differentiates a value with respect to inputs, parameters or other values, and writes the gradients as tensors\n"
     "grad.NAME. The value is a scalar, or --class picks an element per image, or --cotangent weights all of it. The\n"
     "backward pass is compiled like the model itself; only what is asked for is computed.",
-    "  kiln grad model.json --weights w.safetensors --inputs in.safetensors --of logits --class 3 --wrt image,conv1.weight -o g.safetensors\n"
-    "  kiln grad model.json --weights w.safetensors --inputs in.safetensors --of body --cotangent dy --wrt image -o g.safetensors",
+    "  kiln grad model.json --weights w.safetensors --inputs in.safetensors --of logits --class 3 --wrt "
+    "image,conv1.weight -o g.safetensors\n"
+    "  kiln grad model.json --weights w.safetensors --inputs in.safetensors --of body --cotangent dy --wrt image -o "
+    "g.safetensors",
     grad_run};

@@ -31,7 +31,9 @@ static size_t sheet_layers(Tool *tool, const Graph *graph, const char **names) {
         layer = strcmp(graph->layers[k].name, value->name) == 0;
         convolution = layer && strcmp(graph->layers[k].op, "conv2d") == 0;
       }
-      if (shape->rank != 4 || shape->dims[2] * shape->dims[3] < 4 || seen[value->node->id] || (pass == 0 ? layer : !convolution)) continue;
+      if (shape->rank != 4 || shape->dims[2] * shape->dims[3] < 4 || seen[value->node->id] ||
+          (pass == 0 ? layer : !convolution))
+        continue;
       seen[value->node->id] = true;
       names[count++] = value->name;
     }
@@ -58,7 +60,8 @@ static int64_t best_class(const Tensor *scores) {
   return best;
 }
 
-static bool run_picture(Tool *tool, const HeatmapRequest *request, bool cam, const kiln_executable *executable, Tensor **out_outputs) {
+static bool run_picture(Tool *tool, const HeatmapRequest *request, bool cam, const kiln_executable *executable,
+                        Tensor **out_outputs) {
   Metadata metadata;
   Tensor *inputs;
   int64_t batch;
@@ -80,8 +83,8 @@ static bool run_picture(Tool *tool, const HeatmapRequest *request, bool cam, con
   if (cam) {
     int64_t classes = (*out_outputs)[0].shape.dims[(*out_outputs)[0].shape.rank - 1];
     if (chosen >= classes) {
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "--class: expected a class from 0 to %lld, found %lld", (long long)classes - 1,
-                 (long long)chosen);
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "--class: expected a class from 0 to %lld, found %lld",
+                 (long long)classes - 1, (long long)chosen);
       return false;
     }
     const char *label = (size_t)chosen < metadata.label_count ? metadata.labels[chosen] : "";
@@ -90,7 +93,8 @@ static bool run_picture(Tool *tool, const HeatmapRequest *request, bool cam, con
   return true;
 }
 
-static bool make_map(Tool *tool, const kiln_program *program, const Tensor *outputs, const char *layer, bool cam, Tensor *out_map) {
+static bool make_map(Tool *tool, const kiln_program *program, const Tensor *outputs, const char *layer, bool cam,
+                     Tensor *out_map) {
   const Tensor *activation = output_named(program, outputs, arena_format(tool->arena, "hook.%s", layer));
   const Tensor *gradient = output_named(program, outputs, arena_format(tool->arena, "hook.grad.%s", layer));
   if (activation == NULL || (cam && gradient == NULL)) {
@@ -110,12 +114,14 @@ static int heatmap_body(Tool *tool, void *context) {
   const char *layers[SHEET_MAX] = {request->layer}, *name, *file;
   size_t count = 1;
   if (request->input.count != 1 || !name_value(tool, "input", request->input.items[0], &name, &file)) {
-    diag_error(tool->diag, (Location){NULL, 0, 0}, "expected one picture, --input NAME=FILE, found %zu", request->input.count);
+    diag_error(tool->diag, (Location){NULL, 0, 0}, "expected one picture, --input NAME=FILE, found %zu",
+               request->input.count);
     return EXIT_USAGE;
   }
   if (request->all_layers) {
     if (is_library(request->path)) {
-      diag_error(tool->diag, (Location){request->path, 0, 0}, "--all-layers needs a description, found a compiled library");
+      diag_error(tool->diag, (Location){request->path, 0, 0},
+                 "--all-layers needs a description, found a compiled library");
       return EXIT_USAGE;
     }
     if (!model_open(tool, request->path, &(ModelOptions){.shapes = request->model.shapes}, &graph)) return EXIT_FAILED;
@@ -152,20 +158,21 @@ static int heatmap_body(Tool *tool, void *context) {
              !picture_write_png(request->output, &overlay, tool->arena, tool->diag)) {
     return EXIT_FAILED;
   }
-  printf("%s: %zu map%s of %lldx%lld%s\n", request->output, count, count == 1 ? "" : "s", (long long)maps[0].shape.dims[0],
-         (long long)maps[0].shape.dims[1], count == 1 ? "" : " and others");
+  printf("%s: %zu map%s of %lldx%lld%s\n", request->output, count, count == 1 ? "" : "s",
+         (long long)maps[0].shape.dims[0], (long long)maps[0].shape.dims[1], count == 1 ? "" : " and others");
   return EXIT_OK;
 }
 
 static int heatmap_run(int argc, char **argv) {
   HeatmapRequest request = {.class_number = -1, .opacity = HEATMAP_OPACITY};
   const Option options[] = {
-      WEIGHTS_OPTION(request.model)
-      {"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "the picture", 0, 0},
+      WEIGHTS_OPTION(request.model){"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "the picture", 0, 0},
       {"layer", 0, OPTION_TEXT, &request.layer, "VALUE", "layer or block whose value is shown, e.g. body", 0, 0},
-      {"all-layers", 0, OPTION_FLAG, &request.all_layers, NULL, "a contact sheet of all blocks (or convolutions)", 0, 0},
+      {"all-layers", 0, OPTION_FLAG, &request.all_layers, NULL, "a contact sheet of all blocks (or convolutions)", 0,
+       0},
       {"method", 0, OPTION_TEXT, &request.method, "METHOD", "activation (default) or gradcam", 0, 0},
-      {"class", 0, OPTION_INT, &request.class_number, "K", "gradcam: the class (default: the most likely one)", 0, INT32_MAX},
+      {"class", 0, OPTION_INT, &request.class_number, "K", "gradcam: the class (default: the most likely one)", 0,
+       INT32_MAX},
       {"opacity", 0, OPTION_DOUBLE, &request.opacity, "P", "of the colours over the picture (default 0.6)", 0, 0},
       {"output", 'o', OPTION_TEXT, &request.output, "FILE", "PNG to write (a sheet also SVG)", 0, 0},
       {"raw", 0, OPTION_TEXT, &request.raw, "FILE", "the map itself, .npy", 0, 0},
@@ -173,11 +180,16 @@ static int heatmap_run(int argc, char **argv) {
   int code = options_parse(&verb_heatmap, options, argc, argv, 1, 1, &request.path);
   if (code >= 0) return code;
   const char *wrong = NULL;
-  if ((request.layer == NULL) == !request.all_layers) wrong = "give --layer VALUE or --all-layers";
-  else if (request.output == NULL && request.raw == NULL) wrong = "-o FILE is missing";
-  else if (request.all_layers && request.raw != NULL) wrong = "--raw needs --layer";
-  else if (!(request.opacity >= 0 && request.opacity <= 1)) wrong = "--opacity: expected a number from 0 to 1";
-  else if (request.method != NULL && strcmp(request.method, "activation") != 0 && strcmp(request.method, "gradcam") != 0)
+  if ((request.layer == NULL) == !request.all_layers)
+    wrong = "give --layer VALUE or --all-layers";
+  else if (request.output == NULL && request.raw == NULL)
+    wrong = "-o FILE is missing";
+  else if (request.all_layers && request.raw != NULL)
+    wrong = "--raw needs --layer";
+  else if (!(request.opacity >= 0 && request.opacity <= 1))
+    wrong = "--opacity: expected a number from 0 to 1";
+  else if (request.method != NULL && strcmp(request.method, "activation") != 0 &&
+           strcmp(request.method, "gradcam") != 0)
     wrong = "--method: expected activation or gradcam";
   if (wrong != NULL) {
     fprintf(stderr, "kiln heatmap: %s\n", wrong);
@@ -187,11 +199,15 @@ static int heatmap_run(int argc, char **argv) {
 }
 
 const Verb verb_heatmap = {
-    "heatmap", "draw where a layer responds to a picture", "MODEL|LIBRARY.so --weights FILE --input NAME=PICTURE --layer VALUE -o FILE [options]",
-    "Draws a layer's response over the picture as the network sees it (resized and cropped): the mean over its channels, or\n"
+    "heatmap",
+    "draw where a layer responds to a picture",
+    "MODEL|LIBRARY.so --weights FILE --input NAME=PICTURE --layer VALUE -o FILE [options]",
+    "Draws a layer's response over the picture as the network sees it (resized and cropped): the mean over its "
+    "channels, or\n"
     "Grad-CAM (arXiv 1610.02391), which weighs channels by the gradient of a class score. Colours are magma, enlarged\n"
     "bilinearly, at 60 % opacity.",
     "  kiln heatmap examples/resnet34_pets.json --weights w.safetensors --input image=cat.jpg --layer body -o map.png\n"
-    "  kiln heatmap model.json --weights w.safetensors --input image=cat.jpg --layer body --method gradcam --class 3 -o cam.png --raw cam.npy\n"
+    "  kiln heatmap model.json --weights w.safetensors --input image=cat.jpg --layer body --method gradcam --class 3 "
+    "-o cam.png --raw cam.npy\n"
     "  kiln heatmap examples/resnet34.json --weights w.safetensors --input image=cat.jpg --all-layers -o sheet.png",
     heatmap_run};

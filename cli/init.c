@@ -23,9 +23,10 @@ static int init_body(Tool *tool, void *context) {
 
 static int init_run(int argc, char **argv) {
   InitRequest request = {.output = NULL};
-  const Option options[] = {{"seed", 0, OPTION_INT, &request.seed, "S", "seed of the random numbers (default: 0)", 0, INT64_MAX},
-                            {"output", 'o', OPTION_TEXT, &request.output, "FILE", "safetensors file to write", 0, 0},
-                            SHAPE_OPTION(request.model){.name = NULL}};
+  const Option options[] = {
+      {"seed", 0, OPTION_INT, &request.seed, "S", "seed of the random numbers (default: 0)", 0, INT64_MAX},
+      {"output", 'o', OPTION_TEXT, &request.output, "FILE", "safetensors file to write", 0, 0},
+      SHAPE_OPTION(request.model){.name = NULL}};
   int code = options_parse(&verb_init, options, argc, argv, 1, 1, &request.path);
   if (code >= 0) return code;
   if (request.output == NULL) {
@@ -35,9 +36,13 @@ static int init_run(int argc, char **argv) {
   return tool_run(init_body, &request);
 }
 
-const Verb verb_init = {
-    "init", "write Kaiming-initialised weights", "MODEL --seed S -o FILE",
-    "Writes initial values for all parameters: weights normal with standard deviation sqrt(2 / fan_in) (He et al., arXiv\n"
-    "1502.01852), biases 0, batch norms 1 and 0, running statistics 0 and 1. Names are PyTorch's. The same seed gives the\n"
-    "same bytes on every machine.",
-    "  kiln init examples/resnet34.json --seed 1 -o w.safetensors", init_run};
+const Verb verb_init = {"init",
+                        "write Kaiming-initialised weights",
+                        "MODEL --seed S -o FILE",
+                        "Writes initial values for all parameters: weights normal with standard deviation sqrt(2 / "
+                        "fan_in) (He et al., arXiv\n"
+                        "1502.01852), biases 0, batch norms 1 and 0, running statistics 0 and 1. Names are PyTorch's. "
+                        "The same seed gives the\n"
+                        "same bytes on every machine.",
+                        "  kiln init examples/resnet34.json --seed 1 -o w.safetensors",
+                        init_run};

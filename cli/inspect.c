@@ -51,7 +51,8 @@ static void print_tensors(Tool *tool, const TensorList *tensors) {
 static void print_ports(Tool *tool, const char *title, const kiln_port *ports, uint32_t count) {
   for (uint32_t i = 0; i < count; i++) {
     Shape shape = shape_of((int32_t)ports[i].rank, ports[i].dims);
-    printf("%-10s %s  %s[%s]\n", i == 0 ? title : "", ports[i].name, ports[i].dtype == KILN_I64 ? "i64" : "f32", shape_text(tool, &shape));
+    printf("%-10s %s  %s[%s]\n", i == 0 ? title : "", ports[i].name, ports[i].dtype == KILN_I64 ? "i64" : "f32",
+           shape_text(tool, &shape));
   }
 }
 
@@ -59,16 +60,21 @@ static bool inspect_library(Tool *tool, const char *path) {
   kiln_status status;
   const kiln_program *program = library_open(path, tool->arena, tool->diag, &status);
   if (program == NULL) return false;
-  printf("program    %s (kiln %s, ABI %u, %s, %s)\n", program->name, program->kiln_version, program->abi_version, program->isa, program->triple);
+  printf("program    %s (kiln %s, ABI %u, %s, %s)\n", program->name, program->kiln_version, program->abi_version,
+         program->isa, program->triple);
   print_ports(tool, "inputs", program->inputs, program->input_count);
   print_ports(tool, "outputs", program->outputs, program->output_count);
   print_ports(tool, "hooks", program->hooks, program->hook_count);
-  printf("batch      up to %lld\nparameters %u\nweights    %s bytes, %s\nworkspace  %s + batch * %s bytes\nkernels    %u\n", (long long)program->max_batch,
-         program->parameter_count, grouped(tool->arena, program->prepared_bytes), program->embedded != NULL ? "embedded" : "separate",
-         grouped(tool->arena, program->workspace_fixed), grouped(tool->arena, program->workspace_per_batch), program->run_step_count);
+  printf(
+      "batch      up to %lld\nparameters %u\nweights    %s bytes, %s\nworkspace  %s + batch * %s bytes\nkernels    "
+      "%u\n",
+      (long long)program->max_batch, program->parameter_count, grouped(tool->arena, program->prepared_bytes),
+      program->embedded != NULL ? "embedded" : "separate", grouped(tool->arena, program->workspace_fixed),
+      grouped(tool->arena, program->workspace_per_batch), program->run_step_count);
   for (uint32_t i = 0; i < program->run_step_count; i++) {
     const kiln_step *step = &program->run_steps[i];
-    printf("  %3u  %-28s %-22s %10.3f MFLOP\n", i, step->name, step->kind, 1e-6 * (step->flops + step->flops_per_batch));
+    printf("  %3u  %-28s %-22s %10.3f MFLOP\n", i, step->name, step->kind,
+           1e-6 * (step->flops + step->flops_per_batch));
   }
   return true;
 }
@@ -92,11 +98,13 @@ static int inspect_body(Tool *tool, void *context) {
   if (ends_with(path, ".png") || ends_with(path, ".jpg") || ends_with(path, ".jpeg")) {
     Picture picture;
     if (!picture_read(path, tool->arena, tool->diag, &picture)) return EXIT_FAILED;
-    printf("%s: %d x %d, %d channel%s\n", path, picture.width, picture.height, picture.channels, picture.channels == 1 ? "" : "s");
+    printf("%s: %d x %d, %d channel%s\n", path, picture.width, picture.height, picture.channels,
+           picture.channels == 1 ? "" : "s");
     return EXIT_OK;
   }
   if (!ends_with(path, ".json") && !ends_with(path, ".ir")) {
-    diag_error(tool->diag, (Location){path, 0, 0}, "expected a name ending in .json, .ir, .safetensors, .npy, .so, .png or .jpg");
+    diag_error(tool->diag, (Location){path, 0, 0},
+               "expected a name ending in .json, .ir, .safetensors, .npy, .so, .png or .jpg");
     return EXIT_FAILED;
   }
   Graph *graph;
@@ -104,7 +112,8 @@ static int inspect_body(Tool *tool, void *context) {
   if (ends_with(path, ".ir")) {
     void *data;
     size_t size;
-    if (!file_read(path, (size_t)1 << 30, tool->arena, tool->diag, &data, &size) || !graph_parse(path, data, size, tool->arena, tool->diag, &graph))
+    if (!file_read(path, (size_t)1 << 30, tool->arena, tool->diag, &data, &size) ||
+        !graph_parse(path, data, size, tool->arena, tool->diag, &graph))
       return EXIT_FAILED;
   } else if (!model_open(tool, path, &none, &graph)) {
     return EXIT_FAILED;
@@ -123,7 +132,12 @@ static int inspect_run(int argc, char **argv) {
   return code >= 0 ? code : tool_run(inspect_body, &request);
 }
 
-const Verb verb_inspect = {"inspect", "show what is in a file", "FILE",
-                           "Shows the tensors of a safetensors or .npy file with their ranges, the ports and kernels of a compiled library, the\n"
-                           "size of a picture, or the IR of a description as it was read.",
-                           "  kiln inspect w.safetensors\n  kiln inspect libresnet34.so\n  kiln inspect examples/resnet34.json", inspect_run};
+const Verb verb_inspect = {
+    "inspect",
+    "show what is in a file",
+    "FILE",
+    "Shows the tensors of a safetensors or .npy file with their ranges, the ports and kernels of a compiled library, "
+    "the\n"
+    "size of a picture, or the IR of a description as it was read.",
+    "  kiln inspect w.safetensors\n  kiln inspect libresnet34.so\n  kiln inspect examples/resnet34.json",
+    inspect_run};

@@ -6,15 +6,17 @@
 
 #include "common.h"
 
-static const Verb *const verbs[] = {&verb_check, &verb_summary, &verb_init,   &verb_run,   &verb_compile,
-                                    &verb_verify, &verb_explain, &verb_bench, &verb_grad, &verb_heatmap, &verb_stats,
-                                    &verb_inspect, &verb_ops};
+static const Verb *const verbs[] = {&verb_check,  &verb_summary, &verb_init,  &verb_run,  &verb_compile,
+                                    &verb_verify, &verb_explain, &verb_bench, &verb_grad, &verb_heatmap,
+                                    &verb_stats,  &verb_inspect, &verb_ops};
 enum { VERB_COUNT = sizeof verbs / sizeof verbs[0] };
 
 static void print_usage(FILE *stream) {
-  fprintf(stream, "kiln %s: a compiler and JIT for convolutional networks\n\nUsage: kiln VERB [arguments]\n\n", kiln_version());
+  fprintf(stream, "kiln %s: a compiler and JIT for convolutional networks\n\nUsage: kiln VERB [arguments]\n\n",
+          kiln_version());
   for (size_t i = 0; i < VERB_COUNT; i++) fprintf(stream, "  %-9s %s\n", verbs[i]->name, verbs[i]->summary);
-  fprintf(stream, "\n'kiln VERB --help' explains a verb, with examples. Exit codes: 0 success, 1 failure, 2 wrong usage.\n");
+  fprintf(stream,
+          "\n'kiln VERB --help' explains a verb, with examples. Exit codes: 0 success, 1 failure, 2 wrong usage.\n");
 }
 
 /* A standard stream that the caller has closed must not become the first file opened here: its place is taken, so that
@@ -39,7 +41,8 @@ static int run_verb(int argc, char **argv) {
     if (strcmp(argv[1], names[i]) == 0) return verbs[i]->run(argc - 1, argv + 1);
   }
   const char *near = nearest_word(argv[1], names, VERB_COUNT);
-  fprintf(stderr, "kiln: unknown verb '%s'%s%s%s\n", argv[1], near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+  fprintf(stderr, "kiln: unknown verb '%s'%s%s%s\n", argv[1], near ? "; did you mean " : "", near ? near : "",
+          near ? "?" : "");
   return EXIT_USAGE;
 }
 

@@ -5,8 +5,14 @@ typedef struct OpsRequest {
   const char *name;
 } OpsRequest;
 
-static const char *const type_names[] = {"integer", "integer or [height, width]", "integer, [height, width] or [top, left, bottom, right]",
-                                         "number", "true or false", "word", "list of integers", "list of numbers"};
+static const char *const type_names[] = {"integer",
+                                         "integer or [height, width]",
+                                         "integer, [height, width] or [top, left, bottom, right]",
+                                         "number",
+                                         "true or false",
+                                         "word",
+                                         "list of integers",
+                                         "list of numbers"};
 
 static void print_attribute(Tool *tool, AttrId id) {
   const AttrInfo *info = attr_info(id);
@@ -22,7 +28,8 @@ static void print_attribute(Tool *tool, AttrId id) {
     Text text;
     text_init(&text, tool->arena);
     const char *field = (const char *)&initial + info->offset;
-    text_add_double(&text, info->type == ATTR_INT ? (double)*(const int64_t *)(const void *)field : *(const double *)(const void *)field);
+    text_add_double(&text, info->type == ATTR_INT ? (double)*(const int64_t *)(const void *)field
+                                                  : *(const double *)(const void *)field);
     if (!info->import_only) printf(" (default %s)", text.data);
   }
   printf("\n");
@@ -36,8 +43,8 @@ static int ops_body(Tool *tool, void *context) {
     OpCode op = op_find(request->name);
     if (op == OP_COUNT) {
       const char *near = nearest_word(request->name, names, count);
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "there is no op '%s'%s%s%s", request->name, near ? "; did you mean '" : "",
-                 near ? near : "", near ? "'?" : "");
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "there is no op '%s'%s%s%s", request->name,
+                 near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
       return EXIT_FAILED;
     }
     printf("%s\n", op_info(op)->name);
@@ -66,7 +73,11 @@ static int ops_run(int argc, char **argv) {
   return code >= 0 ? code : tool_run(ops_body, &request);
 }
 
-const Verb verb_ops = {"ops", "list the ops and their attributes", "[OP]",
-                       "Lists every op that a layer of a description may have, with its attributes; with OP, that op's attributes with\n"
-                       "types and defaults.",
-                       "  kiln ops\n  kiln ops conv2d", ops_run};
+const Verb verb_ops = {
+    "ops",
+    "list the ops and their attributes",
+    "[OP]",
+    "Lists every op that a layer of a description may have, with its attributes; with OP, that op's attributes with\n"
+    "types and defaults.",
+    "  kiln ops\n  kiln ops conv2d",
+    ops_run};

@@ -15,8 +15,9 @@ static void print_help(const Verb *verb, const Option *options) {
   printf("\nOptions:\n");
   for (const Option *option = options; option->name != NULL; option++) {
     char left[96];
-    int width = snprintf(left, sizeof left, "  %c%c%s--%s%s%s", option->letter ? '-' : ' ', option->letter ? option->letter : ' ',
-                         option->letter ? ", " : "  ", option->name, option->value ? " " : "", option->value ? option->value : "");
+    int width = snprintf(left, sizeof left, "  %c%c%s--%s%s%s", option->letter ? '-' : ' ',
+                         option->letter ? option->letter : ' ', option->letter ? ", " : "  ", option->name,
+                         option->value ? " " : "", option->value ? option->value : "");
     printf("%s%*s%s\n", left, width < HELP_COLUMN ? HELP_COLUMN - width : 1, "", option->help);
   }
   printf("  -h, --help                      this text\n");
@@ -30,8 +31,12 @@ static int usage_error(const Verb *verb) {
 
 static bool option_store(const Verb *verb, const Option *option, const char *value) {
   switch (option->kind) {
-    case OPTION_FLAG: *(bool *)option->target = true; return true;
-    case OPTION_TEXT: *(const char **)option->target = value; return true;
+    case OPTION_FLAG:
+      *(bool *)option->target = true;
+      return true;
+    case OPTION_TEXT:
+      *(const char **)option->target = value;
+      return true;
     case OPTION_LIST: {
       OptionList *list = option->target;
       if (list->count == sizeof list->items / sizeof list->items[0]) {
@@ -88,8 +93,11 @@ int options_parse(const Verb *verb, const Option *options, int argc, char **argv
       for (size_t i = 0; i < count; i++) names[i] = table[i].name;
       const char *near = strncmp(word, "--", 2) == 0 ? nearest_word(word + 2, names, count) : NULL;
       bool known = near != NULL && strcmp(near, word + 2) == 0;
-      if (known) fprintf(stderr, "kiln %s: %s needs a value\n", verb->name, word);
-      else fprintf(stderr, "kiln %s: unknown option '%s'%s%s%s\n", verb->name, word, near ? "; did you mean --" : "", near ? near : "", near ? "?" : "");
+      if (known)
+        fprintf(stderr, "kiln %s: %s needs a value\n", verb->name, word);
+      else
+        fprintf(stderr, "kiln %s: unknown option '%s'%s%s%s\n", verb->name, word, near ? "; did you mean --" : "",
+                near ? near : "", near ? "?" : "");
       return usage_error(verb);
     }
     const Option *option = NULL;
@@ -101,7 +109,10 @@ int options_parse(const Verb *verb, const Option *options, int argc, char **argv
   if (found < minimum || found > maximum) {
     int limit = found < minimum ? minimum : maximum;
     fprintf(stderr, "kiln %s: expected %s%d argument%s, found %d\n", verb->name,
-            minimum == maximum ? "" : found < minimum ? "at least " : "at most ", limit, limit == 1 ? "" : "s", found);
+            minimum == maximum ? ""
+            : found < minimum  ? "at least "
+                               : "at most ",
+            limit, limit == 1 ? "" : "s", found);
     return usage_error(verb);
   }
   for (int i = 0; i < found; i++) positional[i] = argv[optind + i];

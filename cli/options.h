@@ -18,7 +18,7 @@ typedef struct Option {
   const char *name; /* without dashes */
   char letter;      /* short form, or 0 */
   OptionKind kind;
-  void *target; /* bool, const char *, OptionList, int64_t or double, by kind */
+  void *target;      /* bool, const char *, OptionList, int64_t or double, by kind */
   const char *value; /* how the value is called in help: "FILE" */
   const char *help;
   int64_t minimum, maximum; /* OPTION_INT */

@@ -21,7 +21,8 @@ bool metadata_read(Tool *tool, const kiln_program *program, Metadata *out_metada
   *out_metadata = (Metadata){all, NULL, 0, -1};
   if (program->metadata == NULL || program->metadata[0] == '\0') return true;
   Json json;
-  if (!json_parse("metadata", program->metadata, strlen(program->metadata), tool->arena, tool->diag, &json)) return false;
+  if (!json_parse("metadata", program->metadata, strlen(program->metadata), tool->arena, tool->diag, &json))
+    return false;
   const cJSON *inputs = json_member(json.root, "inputs");
   for (uint32_t i = 0; i < program->input_count; i++) {
     const cJSON *input = inputs != NULL ? json_member(inputs, program->inputs[i].name) : NULL;
@@ -36,8 +37,8 @@ bool metadata_read(Tool *tool, const kiln_program *program, Metadata *out_metada
   if (count == 0) return true;
   out_metadata->labels = arena_array(tool->arena, count, const char *);
   const cJSON *label;
-  cJSON_ArrayForEach(label, labels) if (cJSON_IsString(label))
-      out_metadata->labels[out_metadata->label_count++] = arena_string(tool->arena, label->valuestring);
+  cJSON_ArrayForEach(label, labels) if (cJSON_IsString(label)) out_metadata->labels[out_metadata->label_count++] =
+      arena_string(tool->arena, label->valuestring);
   return true;
 }
 
@@ -47,7 +48,8 @@ bool labels_read(Tool *tool, const char *path, Metadata *metadata) {
   if (!file_read(path, 64 << 20, tool->arena, tool->diag, &data, &size)) return false;
   const char *text = data;
   if (!utf8_valid(text, size) || memchr(text, '\0', size) != NULL || size == 0) {
-    diag_error(tool->diag, (Location){path, 0, 0}, "expected labels: UTF-8 text, a name per line%s", size == 0 ? "; found an empty file" : "");
+    diag_error(tool->diag, (Location){path, 0, 0}, "expected labels: UTF-8 text, a name per line%s",
+               size == 0 ? "; found an empty file" : "");
     return false;
   }
   size_t lines = 1;
@@ -87,8 +89,8 @@ static bool fit_tensor(Tool *tool, const kiln_port *port, const Tensor *tensor, 
   bool fits = shape.rank == want.rank;
   for (int32_t d = 0; fits && d < want.rank; d++) fits = want.dims[d] == DIM_BATCH || want.dims[d] == shape.dims[d];
   if (!fits) {
-    diag_error(tool->diag, (Location){file, 0, 0}, "input '%s': expected [%s], found [%s]", port->name, dims_text(tool, &want),
-               dims_text(tool, &tensor->shape));
+    diag_error(tool->diag, (Location){file, 0, 0}, "input '%s': expected [%s], found [%s]", port->name,
+               dims_text(tool, &want), dims_text(tool, &tensor->shape));
     return false;
   }
   DataType dtype = port_dtype(port);
@@ -97,7 +99,8 @@ static bool fit_tensor(Tool *tool, const kiln_port *port, const Tensor *tensor, 
   out_tensor->shape = shape;
   if (tensor->dtype == dtype) return true;
   if (dtype == DTYPE_I64 && (tensor->dtype == DTYPE_F32 || tensor->dtype == DTYPE_F64)) {
-    diag_error(tool->diag, (Location){file, 0, 0}, "input '%s': expected integers, found %s", port->name, data_type_name(tensor->dtype));
+    diag_error(tool->diag, (Location){file, 0, 0}, "input '%s': expected integers, found %s", port->name,
+               data_type_name(tensor->dtype));
     return false;
   }
   Tensor converted = tensor_create(tool->arena, port->name, dtype, shape);
@@ -108,11 +111,13 @@ static bool fit_tensor(Tool *tool, const kiln_port *port, const Tensor *tensor, 
 }
 
 /* Resize so that the shorter side is `resize` (or so that the crop just fits), crop the centre. */
-bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, const Picture *picture,
-                  Picture *out_view) {
-  if (port->rank != 4 || port->dims[2] < 1 || port->dims[3] < 1 || port->dims[2] > PICTURE_MAX_SIDE || port->dims[3] > PICTURE_MAX_SIDE) {
+bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file,
+                  const Picture *picture, Picture *out_view) {
+  if (port->rank != 4 || port->dims[2] < 1 || port->dims[3] < 1 || port->dims[2] > PICTURE_MAX_SIDE ||
+      port->dims[3] > PICTURE_MAX_SIDE) {
     Shape shape = port_shape(port);
-    diag_error(tool->diag, (Location){file, 0, 0}, "a picture fits inputs of shape [N,C,H,W], but input '%s' is [%s]: expected .npy or .safetensors",
+    diag_error(tool->diag, (Location){file, 0, 0},
+               "a picture fits inputs of shape [N,C,H,W], but input '%s' is [%s]: expected .npy or .safetensors",
                port->name, dims_text(tool, &shape));
     return false;
   }
@@ -125,8 +130,8 @@ bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preproces
   if (new_width < width) new_width = width;
   if (new_height < height) new_height = height;
   if (new_width > PICTURE_MAX_SIDE || new_height > PICTURE_MAX_SIDE) {
-    diag_error(tool->diag, (Location){file, 0, 0}, "a picture of %dx%d is too narrow for an input of %dx%d", picture->width,
-               picture->height, width, height);
+    diag_error(tool->diag, (Location){file, 0, 0}, "a picture of %dx%d is too narrow for an input of %dx%d",
+               picture->width, picture->height, width, height);
     return false;
   }
   Picture sized = picture_resize(picture, (int32_t)new_width, (int32_t)new_height, tool->arena);
@@ -134,8 +139,8 @@ bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preproces
   return true;
 }
 
-static bool fit_picture(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, const Picture *picture,
-                        Tensor *out_tensor) {
+static bool fit_picture(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file,
+                        const Picture *picture, Tensor *out_tensor) {
   Picture view;
   if (!picture_view(tool, port, preprocess, file, picture, &view) ||
       !picture_to_tensor(&view, port->name, port->dims[1], tool->arena, tool->diag, out_tensor))
@@ -151,7 +156,8 @@ static bool fit_picture(Tool *tool, const kiln_port *port, const Preprocess *pre
   return true;
 }
 
-static bool read_single(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, Tensor *out_tensor) {
+static bool read_single(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file,
+                        Tensor *out_tensor) {
   if (ends_with(file, ".npy")) {
     Tensor tensor;
     return npy_read(file, tool->arena, tool->diag, &tensor) && fit_tensor(tool, port, &tensor, file, out_tensor);
@@ -165,7 +171,8 @@ static bool read_single(Tool *tool, const kiln_port *port, const Preprocess *pre
     return false;
   }
   Picture picture;
-  return picture_read(file, tool->arena, tool->diag, &picture) && fit_picture(tool, port, preprocess, file, &picture, out_tensor);
+  return picture_read(file, tool->arena, tool->diag, &picture) &&
+         fit_picture(tool, port, preprocess, file, &picture, out_tensor);
 }
 
 /* Images of several tensors one after the other. */
@@ -173,7 +180,8 @@ static bool stack(Tool *tool, const kiln_port *port, const Tensor *parts, size_t
   *out_tensor = parts[0];
   if (count == 1) return true;
   if (!port->batched) {
-    diag_error(tool->diag, (Location){NULL, 0, 0}, "input '%s' has no batch dimension, but %zu files are given", port->name, count);
+    diag_error(tool->diag, (Location){NULL, 0, 0}, "input '%s' has no batch dimension, but %zu files are given",
+               port->name, count);
     return false;
   }
   Shape shape = parts[0].shape;
@@ -198,7 +206,8 @@ static bool known_input(Tool *tool, const kiln_program *program, const char *nam
   }
   const char *near = nearest_word(name, names, count);
   if (near == NULL && count > 0) near = names[0];
-  diag_error(tool->diag, (Location){NULL, 0, 0}, "--input: the model has no input '%s'; did you mean '%s'?", name, near ? near : "");
+  diag_error(tool->diag, (Location){NULL, 0, 0}, "--input: the model has no input '%s'; did you mean '%s'?", name,
+             near ? near : "");
   return false;
 }
 
@@ -219,27 +228,30 @@ bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metada
     size_t count = 0;
     for (size_t s = 0; s < single->count; s++) {
       name_value(tool, "input", single->items[s], &name, &file);
-      if (strcmp(name, port->name) == 0 && !read_single(tool, port, &metadata->preprocess[i], file, &parts[count++])) return false;
+      if (strcmp(name, port->name) == 0 && !read_single(tool, port, &metadata->preprocess[i], file, &parts[count++]))
+        return false;
     }
     if (count > 0 && !stack(tool, port, parts, count, &inputs[i])) return false;
     const Tensor *tensor = count == 0 && files != NULL ? tensor_find(files, port->name) : NULL;
     if (tensor != NULL && !fit_tensor(tool, port, tensor, "--inputs", &inputs[i])) return false;
     if (count == 0 && tensor == NULL && is_class(port)) {
       if (metadata->class_number >= 0) continue;
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "gradients of which class? Use --class K, or give integers '%s' in --inputs", port->name);
+      diag_error(tool->diag, (Location){NULL, 0, 0},
+                 "gradients of which class? Use --class K, or give integers '%s' in --inputs", port->name);
       return false;
     }
     if (count == 0 && tensor == NULL) {
       Shape shape = port_shape(port);
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "input '%s' %s[%s] is not given; use --input %s=FILE or --inputs FILE.safetensors",
-                 port->name, data_type_name(port_dtype(port)), dims_text(tool, &shape), port->name);
+      diag_error(tool->diag, (Location){NULL, 0, 0},
+                 "input '%s' %s[%s] is not given; use --input %s=FILE or --inputs FILE.safetensors", port->name,
+                 data_type_name(port_dtype(port)), dims_text(tool, &shape), port->name);
       return false;
     }
     if (!port->batched) continue;
     int64_t batch = inputs[i].shape.dims[0];
     if (*out_batch >= 0 && batch != *out_batch) {
-      diag_error(tool->diag, (Location){NULL, 0, 0}, "input '%s' holds a batch of %lld, input '%s' one of %lld", port->name,
-                 (long long)batch, first, (long long)*out_batch);
+      diag_error(tool->diag, (Location){NULL, 0, 0}, "input '%s' holds a batch of %lld, input '%s' one of %lld",
+                 port->name, (long long)batch, first, (long long)*out_batch);
       return false;
     }
     *out_batch = batch;
@@ -259,7 +271,8 @@ bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metada
   return true;
 }
 
-bool inputs_random(Tool *tool, const kiln_port *ports, size_t count, int64_t batch, uint64_t seed, TensorList *out_list) {
+bool inputs_random(Tool *tool, const kiln_port *ports, size_t count, int64_t batch, uint64_t seed,
+                   TensorList *out_list) {
   Tensor *tensors = arena_array(tool->arena, count + 1, Tensor);
   uint64_t state = seed * UINT64_C(0x9E3779B97F4A7C15) + 1;
   for (size_t i = 0; i < count; i++) {
@@ -273,7 +286,8 @@ bool inputs_random(Tool *tool, const kiln_port *ports, size_t count, int64_t bat
       z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
       z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
       z ^= z >> 31;
-      tensor_set(&tensors[i], e, ports[i].dtype == KILN_I64 ? (double)(z & 1) : (double)(int64_t)(z >> 40) / 8388608.0 - 1.0);
+      tensor_set(&tensors[i], e,
+                 ports[i].dtype == KILN_I64 ? (double)(z & 1) : (double)(int64_t)(z >> 40) / 8388608.0 - 1.0);
     }
   }
   *out_list = (TensorList){tensors, count};

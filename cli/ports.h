@@ -24,14 +24,15 @@ bool labels_read(Tool *tool, const char *path, Metadata *metadata);
 bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metadata, const TensorList *files,
                  const OptionList *single, Tensor **out_inputs, int64_t *out_batch);
 /* The part of a picture that the input sees: resized and cropped, not normalised. */
-bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, const Picture *picture,
-                  Picture *out_view);
+bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file,
+                  const Picture *picture, Picture *out_view);
 /* Whether output_write knows the file's ending. */
 bool output_check(Tool *tool, const char *path);
 /* Writes one output: .npy, .safetensors or .png by the name's ending. */
 bool output_write(Tool *tool, const Tensor *output, const char *path, const double *range);
 
 /* Uniform values in [−1, 1), or small class numbers for integer inputs, by a seed: for checking and timing. */
-bool inputs_random(Tool *tool, const kiln_port *ports, size_t count, int64_t batch, uint64_t seed, TensorList *out_list);
+bool inputs_random(Tool *tool, const kiln_port *ports, size_t count, int64_t batch, uint64_t seed,
+                   TensorList *out_list);
 
 #endif

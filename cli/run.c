@@ -103,10 +103,12 @@ static const kiln_port *find_output(Tool *tool, const kiln_program *program, con
   return NULL;
 }
 
-static bool write_outputs(Tool *tool, const RunRequest *request, const kiln_program *program, Tensor *outputs, const double *range) {
+static bool write_outputs(Tool *tool, const RunRequest *request, const kiln_program *program, Tensor *outputs,
+                          const double *range) {
   size_t own = program->output_count - program->hook_count;
   if (request->outputs != NULL && !write_list(tool, request->outputs, outputs, own)) return false;
-  if (request->hooks_out != NULL && !write_list(tool, request->hooks_out, outputs + own, program->hook_count)) return false;
+  if (request->hooks_out != NULL && !write_list(tool, request->hooks_out, outputs + own, program->hook_count))
+    return false;
   for (size_t i = 0; i < request->output.count; i++) {
     const char *name, *path;
     if (!name_value(tool, "output", request->output.items[i], &name, &path)) return false;
@@ -120,12 +122,13 @@ static bool write_outputs(Tool *tool, const RunRequest *request, const kiln_prog
 static int64_t batch_hint(const RunRequest *request, const TensorList *files) {
   int64_t hint = 1;
   for (size_t i = 0; files != NULL && i < files->count; i++)
-    if (files->items[i].shape.rank > 0 && strchr(files->items[i].name, '.') == NULL && files->items[i].shape.dims[0] > hint &&
-        files->items[i].shape.dims[0] <= 64)
+    if (files->items[i].shape.rank > 0 && strchr(files->items[i].name, '.') == NULL &&
+        files->items[i].shape.dims[0] > hint && files->items[i].shape.dims[0] <= 64)
       hint = files->items[i].shape.dims[0];
   for (size_t i = 0; i < request->input.count; i++) {
     size_t same = 0, length = strcspn(request->input.items[i], "=");
-    for (size_t k = 0; k < request->input.count; k++) same += strncmp(request->input.items[k], request->input.items[i], length + 1) == 0;
+    for (size_t k = 0; k < request->input.count; k++)
+      same += strncmp(request->input.items[k], request->input.items[i], length + 1) == 0;
     if ((int64_t)same > hint) hint = (int64_t)same;
   }
   return hint;
@@ -153,7 +156,8 @@ static int run_body(Tool *tool, void *context) {
   kiln_executable *executable;
   Graph *graph;
   Plan *plan;
-  if (!executable_open(tool, request->path, &request->model, given, batch_hint(request, given), &executable, &graph, &plan))
+  if (!executable_open(tool, request->path, &request->model, given, batch_hint(request, given), &executable, &graph,
+                       &plan))
     return graph != NULL && plan == NULL && diag_error_count(tool->diag) == 0 ? EXIT_OK : EXIT_FAILED;
   Metadata metadata;
   Tensor *inputs, *outputs;
@@ -178,16 +182,19 @@ static int run_body(Tool *tool, void *context) {
 static int run_run(int argc, char **argv) {
   RunRequest request = {.top = 5, .class_number = -1};
   const Option options[] = {
-      WEIGHTS_OPTION(request.model)
-      {"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "PNG, JPEG, .npy or safetensors; again for a batch", 0, 0},
+      WEIGHTS_OPTION(request.model){"input", 'i', OPTION_LIST, &request.input, "NAME=FILE",
+                                    "PNG, JPEG, .npy or safetensors; again for a batch", 0, 0},
       {"inputs", 0, OPTION_TEXT, &request.inputs, "FILE", "safetensors with inputs (and parameters) by name", 0, 0},
       {"output", 'o', OPTION_LIST, &request.output, "NAME=FILE", "write an output: .npy, .safetensors or .png", 0, 0},
       {"outputs", 0, OPTION_TEXT, &request.outputs, "FILE", "write all outputs to a safetensors file", 0, 0},
-      {"range", 0, OPTION_TEXT, &request.range, "LOW,HIGH", "values that become black and white in a PNG (default: min, max)", 0, 0},
+      {"range", 0, OPTION_TEXT, &request.range, "LOW,HIGH",
+       "values that become black and white in a PNG (default: min, max)", 0, 0},
       {"labels", 0, OPTION_TEXT, &request.labels, "FILE", "class names, one per line", 0, 0},
       {"top", 0, OPTION_INT, &request.top, "K", "classes to print per image (default 5; 0: none)", 0, 1000},
-      {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "also hand out a value: body:activation:store, or 'layer*:activation:stats:bins=40,range=0..10'", 0, 0},
-      {"class", 0, OPTION_INT, &request.class_number, "K", "the class whose score gradient hooks differentiate", 0, INT32_MAX},
+      {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE",
+       "also hand out a value: body:activation:store, or 'layer*:activation:stats:bins=40,range=0..10'", 0, 0},
+      {"class", 0, OPTION_INT, &request.class_number, "K", "the class whose score gradient hooks differentiate", 0,
+       INT32_MAX},
       {"hooks-out", 0, OPTION_TEXT, &request.hooks_out, "FILE", "write hooked values to a safetensors file", 0, 0},
       {"device", 0, OPTION_TEXT, &request.model.device, "NAME", "cpu", 0, 0},
       SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){.name = NULL}};
@@ -196,14 +203,19 @@ static int run_run(int argc, char **argv) {
 }
 
 const Verb verb_run = {
-    "run", "run a model or a compiled library on files", "MODEL|LIBRARY.so [--weights FILE] [--input NAME=FILE …] [options]",
-    "Compiles a description in memory, or loads a compiled library, and runs it. Inputs and outputs are matched by name.\n"
-    "Pictures are resized (shorter side) and centre-cropped to the input's size and normalised as the description says.\n"
+    "run",
+    "run a model or a compiled library on files",
+    "MODEL|LIBRARY.so [--weights FILE] [--input NAME=FILE …] [options]",
+    "Compiles a description in memory, or loads a compiled library, and runs it. Inputs and outputs are matched by "
+    "name.\n"
+    "Pictures are resized (shorter side) and centre-cropped to the input's size and normalised as the description "
+    "says.\n"
     "Outputs [N,K] are printed as the K most likely classes with softmax probability, value, index and label.",
     "  kiln run examples/resnet34.json --weights w.safetensors --input image=cat.jpg --labels classes.txt\n"
     "  kiln run examples/edges_rgb.json --input image=cat.jpg --output edge=edges.png\n"
     "  kiln run model.json --weights w.safetensors --inputs in.safetensors --outputs out.safetensors --threads 2\n"
     "  kiln run libmodel.so --input image=cat.jpg\n"
-    "  kiln run model.json --weights w.safetensors --input image=cat.jpg --hook body:activation:store --hook body:gradient:store\n"
+    "  kiln run model.json --weights w.safetensors --input image=cat.jpg --hook body:activation:store --hook "
+    "body:gradient:store\n"
     "      --class 281 --hooks-out hooks.safetensors",
     run_run};

@@ -29,8 +29,10 @@ static void print_json(Tool *tool, const Tensor *outputs, size_t count) {
     for (int64_t k = 0; k < STATS_RESULT_FIELDS; k++) {
       text_format(&text, ",\"%s\":", keys[k]);
       double value = tensor_get(&outputs[i], k);
-      if (value - value == 0) text_add_double(&text, value);
-      else text_add(&text, "null");
+      if (value - value == 0)
+        text_add_double(&text, value);
+      else
+        text_add(&text, "null");
     }
     text_add(&text, ",\"histogram\":[");
     for (int64_t k = STATS_RESULT_FIELDS; k < outputs[i].shape.dims[0]; k++) {
@@ -64,14 +66,21 @@ static bool write_plot(Tool *tool, const StatsRequest *request, const Tensor *ou
   for (size_t i = 0; i < count; i++) {
     size_t bins = (size_t)(outputs[i].shape.dims[0] - STATS_RESULT_FIELDS);
     double *edges = arena_array(tool->arena, bins + 1, double), *counts = arena_array(tool->arena, bins, double);
-    for (size_t k = 0; k <= bins; k++) edges[k] = request->low + (request->high - request->low) * (double)k / (double)bins;
+    for (size_t k = 0; k <= bins; k++)
+      edges[k] = request->low + (request->high - request->low) * (double)k / (double)bins;
     for (size_t k = 0; k < bins; k++) counts[k] = tensor_get(&outputs[i], (int64_t)k + STATS_RESULT_FIELDS);
     PlotSeries *series = arena_new(tool->arena, PlotSeries);
     *series = (PlotSeries){NULL, PLOT_BARS, edges, counts, bins};
-    const char *title = arena_format(tool->arena, "%s: mean %.3g, std %.3g, near zero %.0f %%", outputs[i].name + sizeof prefix - 1,
-                                     tensor_get(&outputs[i], STATS_RESULT_MEAN), tensor_get(&outputs[i], STATS_RESULT_STD),
-                                     100 * tensor_get(&outputs[i], STATS_RESULT_NEAR_ZERO));
-    panels[i] = (PlotPanel){.kind = PANEL_CHART, .title = title, .x = {.label = "value"}, .y = {.label = "count"}, .series = series, .series_count = 1};
+    const char *title =
+        arena_format(tool->arena, "%s: mean %.3g, std %.3g, near zero %.0f %%", outputs[i].name + sizeof prefix - 1,
+                     tensor_get(&outputs[i], STATS_RESULT_MEAN), tensor_get(&outputs[i], STATS_RESULT_STD),
+                     100 * tensor_get(&outputs[i], STATS_RESULT_NEAR_ZERO));
+    panels[i] = (PlotPanel){.kind = PANEL_CHART,
+                            .title = title,
+                            .x = {.label = "value"},
+                            .y = {.label = "count"},
+                            .series = series,
+                            .series_count = 1};
   }
   Figure figure = {.title = "Activations", .panels = panels, .panel_count = count, .columns = count < 3 ? count : 3};
   return figure_write(&figure, request->plot, tool->arena, tool->diag);
@@ -80,9 +89,11 @@ static bool write_plot(Tool *tool, const StatsRequest *request, const Tensor *ou
 static int stats_body(Tool *tool, void *context) {
   StatsRequest *request = context;
   TensorList files = {NULL, 0};
-  if (request->inputs != NULL && !safetensors_read(request->inputs, tool->arena, tool->diag, &files)) return EXIT_FAILED;
+  if (request->inputs != NULL && !safetensors_read(request->inputs, tool->arena, tool->diag, &files))
+    return EXIT_FAILED;
   /* a compiled library has the hooks that it was compiled with */
-  if (request->model.hooks.count == 0 && !is_library(request->path)) request->model.hooks.items[request->model.hooks.count++] = "*";
+  if (request->model.hooks.count == 0 && !is_library(request->path))
+    request->model.hooks.items[request->model.hooks.count++] = "*";
   for (size_t i = 0; i < request->model.hooks.count; i++) {
     const char *value = request->model.hooks.items[i];
     Text low, high;
@@ -90,17 +101,19 @@ static int stats_body(Tool *tool, void *context) {
     text_init(&high, tool->arena);
     text_add_double(&low, request->low);
     text_add_double(&high, request->high);
-    request->model.hooks.items[i] =
-        arena_format(tool->arena, "%s:activation:stats:bins=%lld,range=%s..%s", value, (long long)request->bins, low.data, high.data);
+    request->model.hooks.items[i] = arena_format(tool->arena, "%s:activation:stats:bins=%lld,range=%s..%s", value,
+                                                 (long long)request->bins, low.data, high.data);
   }
   kiln_executable *executable;
   Graph *graph;
   Plan *plan;
   int64_t batch = (int64_t)request->input.count > 1 ? (int64_t)request->input.count : 1;
   for (size_t i = 0; i < files.count; i++)
-    if (files.items[i].shape.rank == 4 && strchr(files.items[i].name, '.') == NULL && files.items[i].shape.dims[0] > batch)
+    if (files.items[i].shape.rank == 4 && strchr(files.items[i].name, '.') == NULL &&
+        files.items[i].shape.dims[0] > batch)
       batch = files.items[i].shape.dims[0];
-  if (!executable_open(tool, request->path, &request->model, &files, batch, &executable, &graph, &plan)) return EXIT_FAILED;
+  if (!executable_open(tool, request->path, &request->model, &files, batch, &executable, &graph, &plan))
+    return EXIT_FAILED;
   const kiln_program *program = executable->program;
   Metadata metadata;
   Tensor *inputs, *outputs;
@@ -113,19 +126,22 @@ static int stats_body(Tool *tool, void *context) {
   for (uint32_t i = 0; i < program->output_count; i++)
     if (strncmp(outputs[i].name, prefix, sizeof prefix - 1) == 0) outputs[count++] = outputs[i];
   if (count == 0) {
-    diag_error(tool->diag, (Location){request->path, 0, 0}, "was compiled without statistics hooks; compile with --hook 'VALUE:activation:stats'");
+    diag_error(tool->diag, (Location){request->path, 0, 0},
+               "was compiled without statistics hooks; compile with --hook 'VALUE:activation:stats'");
     return EXIT_FAILED;
   }
-  if (request->json) print_json(tool, outputs, count);
-  else print_table(tool, outputs, count);
+  if (request->json)
+    print_json(tool, outputs, count);
+  else
+    print_table(tool, outputs, count);
   return request->plot == NULL || write_plot(tool, request, outputs, count) ? EXIT_OK : EXIT_FAILED;
 }
 
 static int stats_run(int argc, char **argv) {
   StatsRequest request = {.bins = 40, .low = 0, .high = 10};
   const Option options[] = {
-      WEIGHTS_OPTION(request.model)
-      {"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "an input, as in kiln run", 0, 0},
+      WEIGHTS_OPTION(request.model){"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "an input, as in kiln run",
+                                    0, 0},
       {"inputs", 0, OPTION_TEXT, &request.inputs, "FILE", "safetensors with inputs (and parameters) by name", 0, 0},
       {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "values, also by pattern (default: all)", 0, 0},
       {"bins", 0, OPTION_INT, &request.bins, "N", "bins of the histogram (default 40)", 1, STATS_BINS_MAX},
@@ -139,9 +155,13 @@ static int stats_run(int argc, char **argv) {
 }
 
 const Verb verb_stats = {
-    "stats", "statistics of activations", "MODEL --weights FILE --inputs FILE [--hook VALUE …] [options]",
-    "Prints mean, unbiased standard deviation and the share of values up to 0.05 of every layer's and block's value over\n"
+    "stats",
+    "statistics of activations",
+    "MODEL --weights FILE --inputs FILE [--hook VALUE …] [options]",
+    "Prints mean, unbiased standard deviation and the share of values up to 0.05 of every layer's and block's value "
+    "over\n"
     "all images of the inputs, and draws their histograms. The statistics are computed by the compiled program.",
-    "  kiln stats examples/resnet34.json --weights w.safetensors --input image=cat.jpg --hook 'layer*' --plot stats.png\n"
+    "  kiln stats examples/resnet34.json --weights w.safetensors --input image=cat.jpg --hook 'layer*' --plot "
+    "stats.png\n"
     "  kiln stats model.json --weights w.safetensors --inputs in.safetensors --json",
     stats_run};

@@ -44,13 +44,17 @@ static void print_json(Tool *tool, const Graph *graph, const LayerRow *rows, con
     text_add(&text, ",\"output\":[");
     const Shape *shape = &layer->node->shape;
     for (int32_t d = 0; d < shape->rank; d++) {
-      if (shape->dims[d] == DIM_BATCH) text_add(&text, "\"N\"");
-      else text_format(&text, "%lld", (long long)shape->dims[d]);
+      if (shape->dims[d] == DIM_BATCH)
+        text_add(&text, "\"N\"");
+      else
+        text_format(&text, "%lld", (long long)shape->dims[d]);
       if (d + 1 < shape->rank) text_add(&text, ",");
     }
-    text_format(&text, "],\"params\":%lld,\"trainable\":%s}", (long long)rows[i].parameters, rows[i].trainable > 0 ? "true" : "false");
+    text_format(&text, "],\"params\":%lld,\"trainable\":%s}", (long long)rows[i].parameters,
+                rows[i].trainable > 0 ? "true" : "false");
   }
-  text_format(&text, "],\n\"params\":%lld,\"trainable\":%lld}\n", (long long)total->parameters, (long long)total->trainable);
+  text_format(&text, "],\n\"params\":%lld,\"trainable\":%lld}\n", (long long)total->parameters,
+              (long long)total->trainable);
   fputs(text.data, stdout);
 }
 
@@ -65,8 +69,10 @@ static void print_table(Tool *tool, const Graph *graph, const LayerRow *rows, co
     text_init(&shape, tool->arena);
     for (int32_t d = 0; d < layer->node->shape.rank; d++) {
       int64_t dim = layer->node->shape.dims[d];
-      if (dim == DIM_BATCH) text_add(&shape, d > 0 ? " x N" : "N");
-      else text_format(&shape, "%s%lld", d > 0 ? " x " : "", (long long)dim);
+      if (dim == DIM_BATCH)
+        text_add(&shape, d > 0 ? " x N" : "N");
+      else
+        text_format(&shape, "%s%lld", d > 0 ? " x " : "", (long long)dim);
     }
     const char **row = &cells[(i + 1) * COLUMNS];
     row[0] = layer->name;
@@ -86,22 +92,27 @@ static int summary_body(Tool *tool, void *context) {
   if (!model_open(tool, request->path, &request->model, &graph)) return EXIT_FAILED;
   LayerRow total;
   LayerRow *rows = count_rows(tool, graph, &total);
-  if (request->json) print_json(tool, graph, rows, &total);
-  else print_table(tool, graph, rows, &total);
+  if (request->json)
+    print_json(tool, graph, rows, &total);
+  else
+    print_table(tool, graph, rows, &total);
   return EXIT_OK;
 }
 
 static int summary_run(int argc, char **argv) {
   SummaryRequest request = {.path = NULL};
-  const Option options[] = {SHAPE_OPTION(request.model){"json", 0, OPTION_FLAG, &request.json, NULL, "print JSON", 0, 0},
-                            {.name = NULL}};
+  const Option options[] = {
+      SHAPE_OPTION(request.model){"json", 0, OPTION_FLAG, &request.json, NULL, "print JSON", 0, 0}, {.name = NULL}};
   int code = options_parse(&verb_summary, options, argc, argv, 1, 1, &request.path);
   return code >= 0 ? code : tool_run(summary_body, &request);
 }
 
 const Verb verb_summary = {
-    "summary", "layers, output shapes and parameters", "MODEL [options]",
+    "summary",
+    "layers, output shapes and parameters",
+    "MODEL [options]",
     "Prints a row per layer: name, op, output shape, number of parameters, whether they are trainable; then totals.\n"
     "Running statistics of batch norms and constants that stand in the description are not counted. N is the batch.",
-    "  kiln summary examples/resnet34_pets.json --shape image=1x3x352x352\n  kiln summary examples/simple_cnn2.json --json",
+    "  kiln summary examples/resnet34_pets.json --shape image=1x3x352x352\n  kiln summary examples/simple_cnn2.json "
+    "--json",
     summary_run};

@@ -44,22 +44,24 @@ static int report(Tool *tool, const VerifyRequest *request, const ValueCheck *ch
     const char **row = &cells[rows++ * COLUMNS];
     row[0] = check->name;
     row[1] = check->kind;
-    row[2] = check->compared ? arena_format(tool->arena, "%.2e%s", check->relative_l2, check->passed ? "" : "  *") : "not in the description";
+    row[2] = check->compared ? arena_format(tool->arena, "%.2e%s", check->relative_l2, check->passed ? "" : "  *")
+                             : "not in the description";
     row[3] = check->compared ? arena_format(tool->arena, "%.2e", check->largest_error) : "";
     row[4] = check->compared ? arena_format(tool->arena, "%.3g", check->largest_value) : "";
   }
   if (rows > 1) table_print(stdout, tool->arena, cells, rows, COLUMNS, "<<>>>");
   if (first != NULL) {
-    diag_error(tool->diag, (Location){request->path, 0, 0}, "value '%s' (%s) differs from the interpreter: relative L2 %.2e, allowed %.2e",
-               first->name, first->kind, first->relative_l2, request->tolerance);
+    diag_error(tool->diag, (Location){request->path, 0, 0},
+               "value '%s' (%s) differs from the interpreter: relative L2 %.2e, allowed %.2e", first->name, first->kind,
+               first->relative_l2, request->tolerance);
     return EXIT_FAILED;
   }
   if (compared == 0) {
     diag_error(tool->diag, (Location){request->path, 0, 0}, "no value could be compared");
     return EXIT_FAILED;
   }
-  printf("%zu of %zu kernels compared with the interpreter; worst relative L2 %.2e at '%s' (allowed %.2e)\n", compared, count,
-         worst->relative_l2, worst->name, request->tolerance);
+  printf("%zu of %zu kernels compared with the interpreter; worst relative L2 %.2e at '%s' (allowed %.2e)\n", compared,
+         count, worst->relative_l2, worst->name, request->tolerance);
   return EXIT_OK;
 }
 
@@ -100,14 +102,16 @@ static int verify_body(Tool *tool, void *context) {
     }
     inputs = (TensorList){read, executable->program->input_count};
   } else {
-    if (!inputs_random(tool, graph_ports(tool, graph), graph->input_count, executable->program->max_batch, (uint64_t)request->seed, &random))
+    if (!inputs_random(tool, graph_ports(tool, graph), graph->input_count, executable->program->max_batch,
+                       (uint64_t)request->seed, &random))
       return EXIT_FAILED;
     inputs = random;
   }
   ValueCheck *checks;
   size_t count;
   uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
-  if (!verify_values(graph, plan, executable, &inputs, threads, request->tolerance, tool->arena, tool->diag, &checks, &count))
+  if (!verify_values(graph, plan, executable, &inputs, threads, request->tolerance, tool->arena, tool->diag, &checks,
+                     &count))
     return EXIT_FAILED;
   return report(tool, request, checks, count);
 }
@@ -115,23 +119,29 @@ static int verify_body(Tool *tool, void *context) {
 static int verify_run(int argc, char **argv) {
   VerifyRequest request = {.tolerance = 1e-5, .seed = 1};
   const Option options[] = {
-      WEIGHTS_OPTION(request.model)
-      {"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "an input, as in kiln run", 0, 0},
-      {"inputs", 0, OPTION_TEXT, &request.inputs, "FILE", "safetensors with inputs by name (default: random inputs)", 0, 0},
+      WEIGHTS_OPTION(request.model){"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "an input, as in kiln run",
+                                    0, 0},
+      {"inputs", 0, OPTION_TEXT, &request.inputs, "FILE", "safetensors with inputs by name (default: random inputs)", 0,
+       0},
       {"seed", 0, OPTION_INT, &request.seed, "S", "seed of random inputs (default 1)", 0, INT64_MAX},
-      {"tolerance", 0, OPTION_DOUBLE, &request.tolerance, "E", "largest relative L2 error of a value (default 1e-5)", 0, 0},
+      {"tolerance", 0, OPTION_DOUBLE, &request.tolerance, "E", "largest relative L2 error of a value (default 1e-5)", 0,
+       0},
       {"all", 0, OPTION_FLAG, &request.all, NULL, "print every value, not only those that differ", 0, 0},
-      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model)
-      {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "keep a value that fusion would erase", 0, 0},
+      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){
+          "hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "keep a value that fusion would erase", 0, 0},
       {.name = NULL}};
   int code = options_parse(&verb_verify, options, argc, argv, 1, 1, &request.path);
   return code >= 0 ? code : tool_run(verify_body, &request);
 }
 
 const Verb verb_verify = {
-    "verify", "compare every value with the interpreter", "MODEL --weights FILE [options]",
-    "Compiles a model, runs it step by step and compares the value of every kernel with the double-precision interpreter,\n"
-    "which runs the description as it is, without any optimisation. Exits with 1 and names the first value that differs.",
+    "verify",
+    "compare every value with the interpreter",
+    "MODEL --weights FILE [options]",
+    "Compiles a model, runs it step by step and compares the value of every kernel with the double-precision "
+    "interpreter,\n"
+    "which runs the description as it is, without any optimisation. Exits with 1 and names the first value that "
+    "differs.",
     "  kiln verify examples/resnet18.json --weights w.safetensors --shape image=N,3,65,65 --batch 3\n"
     "  kiln verify model.json --weights w.safetensors --inputs in.safetensors --all --cpu x86-64-v3",
     verify_run};

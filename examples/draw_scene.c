@@ -35,16 +35,18 @@ static Color scene(double u, double v, int x, int y) {
   if (u > 0.30 && u < 0.75 && v > 0.45 && v < 0.82) { /* wall of bricks */
     double row = floor(v * 32), offset = fmod(row, 2) * 0.5;
     int joint = fmod(v * 32, 1) < 0.12 || fmod(u * 16 + offset, 1) < 0.06;
-    color = joint ? (Color){0.75, 0.72, 0.68} : (Color){0.62 + 0.1 * grain((int)(u * 16 + offset), (int)row), 0.28, 0.20};
+    color =
+        joint ? (Color){0.75, 0.72, 0.68} : (Color){0.62 + 0.1 * grain((int)(u * 16 + offset), (int)row), 0.28, 0.20};
   }
   if (v > 0.28 && v < 0.45 && fabs(u - 0.525) < (v - 0.28) * 1.5) color = (Color){0.30, 0.20, 0.25}; /* roof */
-  if (fabs(u - 0.42) < 0.05 && fabs(v - 0.58) < 0.05)                                                  /* window */
+  if (fabs(u - 0.42) < 0.05 && fabs(v - 0.58) < 0.05)                                                /* window */
     color = fabs(u - 0.42) < 0.006 || fabs(v - 0.58) < 0.006 ? (Color){0.95, 0.95, 0.95} : (Color){0.55, 0.75, 0.95};
   if (u > 0.58 && u < 0.67 && v > 0.60 && v < 0.82) color = (Color){0.25, 0.35, 0.55}; /* door */
   if (hypot(u - 0.655, v - 0.72) < 0.008) color = (Color){0.95, 0.85, 0.3};
   if (fabs(u - 1.08) < 0.018 && v > 0.5 && v < 0.85) color = (Color){0.35, 0.22, 0.12}; /* tree */
   double crown = hypot(u - 1.08, v - 0.46);
-  if (crown < 0.12 + 0.02 * sin(atan2(v - 0.46, u - 1.08) * 9)) color = mix((Color){0.12, 0.40, 0.15}, (Color){0.30, 0.62, 0.22}, grain(x / 4, y / 4));
+  if (crown < 0.12 + 0.02 * sin(atan2(v - 0.46, u - 1.08) * 9))
+    color = mix((Color){0.12, 0.40, 0.15}, (Color){0.30, 0.62, 0.22}, grain(x / 4, y / 4));
   return color;
 }
 

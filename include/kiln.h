@@ -132,17 +132,21 @@ typedef enum kiln_precision {
   KILN_PRECISION_FAST = 2
 } kiln_precision;
 
-typedef enum kiln_weights_mode { KILN_WEIGHTS_EMBED = 0, KILN_WEIGHTS_FILE = 1, KILN_WEIGHTS_CALLER = 2 } kiln_weights_mode;
+typedef enum kiln_weights_mode {
+  KILN_WEIGHTS_EMBED = 0,
+  KILN_WEIGHTS_FILE = 1,
+  KILN_WEIGHTS_CALLER = 2
+} kiln_weights_mode;
 
 /* A zeroed struct means: this machine, default precision, max batch of the description, all processors, no cache. */
 typedef struct kiln_compile_options {
   const char *cpu;    /* "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64"; NULL: native */
   const char *triple; /* LLVM target triple; NULL: this machine. Libraries only */
   kiln_precision precision;
-  int64_t max_batch;  /* 0: as described */
-  uint32_t threads;   /* used for compiling and for preparing weights; 0: one per processor, at most 8. Results do not
-                         depend on it */
-  kiln_weights_mode weights; /* libraries only */
+  int64_t max_batch; /* 0: as described */
+  uint32_t threads;  /* used for compiling and for preparing weights; 0: one per processor, at most 8. Results do not
+                        depend on it */
+  kiln_weights_mode weights;   /* libraries only */
   const char *disabled_passes; /* "fuse,fold_bn"; NULL: none */
   /* Folder that keeps compiled kernels, so that compiling the same again takes a fraction of the time; made when it is
    * missing, at most 256 MiB. Processes and threads may share it, results are the same with and without it, damaged
@@ -156,8 +160,8 @@ KILN_API kiln_status kiln_compile(const kiln_model *model, const kiln_compile_op
                                   kiln_executable **out_executable, kiln_error *error);
 /* Compiles to a shared library at `path` and its header beside it: libNAME.so → NAME.h. With KILN_WEIGHTS_FILE also
  * NAME.weights. Files are replaced atomically; the same input gives the same bytes. */
-KILN_API kiln_status kiln_compile_library(const kiln_model *model, const kiln_compile_options *options, const char *path,
-                                          kiln_error *error);
+KILN_API kiln_status kiln_compile_library(const kiln_model *model, const kiln_compile_options *options,
+                                          const char *path, kiln_error *error);
 /* Loads a compiled library. `weights`: path of the weights file (mode `file`; NULL: beside the library), or of a
  * safetensors file (mode `caller`). KILN_ERROR_CPU when this processor cannot run it. */
 KILN_API kiln_status kiln_open_library(const kiln_host *host, const char *path, const char *weights,
@@ -175,7 +179,7 @@ typedef struct kiln_context_options {
   uint32_t threads;               /* 0 or 1: the caller's thread only */
   kiln_parallel_for parallel_for; /* the host's; NULL: a pool of `threads` owned by the context */
   void *pool;
-  int64_t max_batch;              /* 0: the program's */
+  int64_t max_batch; /* 0: the program's */
 } kiln_context_options;
 
 /* Allocates the workspace (and the pool). The executable must outlive the context. */

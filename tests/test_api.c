@@ -35,7 +35,8 @@ static void *meter_allocate(void *context, size_t size, size_t alignment) {
   Meter *meter = context;
   if (meter->calls++ == meter->fail_at) return NULL;
   void *pointer = NULL;
-  if (posix_memalign(&pointer, alignment < sizeof(void *) ? sizeof(void *) : alignment, size > 0 ? size : 1) != 0) return NULL;
+  if (posix_memalign(&pointer, alignment < sizeof(void *) ? sizeof(void *) : alignment, size > 0 ? size : 1) != 0)
+    return NULL;
   meter->live += (long)size;
   return pointer;
 }
@@ -70,7 +71,8 @@ static void image_fill(float *image, size_t count) {
   for (size_t i = 0; i < count; i++) image[i] = (float)(i * 29 % 83) / 41.0f - 1.0f;
 }
 
-static void run_images(const kiln_executable *executable, const kiln_context_options *options, int64_t batch, float *logits) {
+static void run_images(const kiln_executable *executable, const kiln_context_options *options, int64_t batch,
+                       float *logits) {
   static float image[BATCH * IMAGE];
   image_fill(image, BATCH * IMAGE);
   kiln_context *context = NULL;
@@ -183,7 +185,8 @@ static void wrong_arguments_are_refused(void **state) {
   assert_int_equal(kiln_model_load(NULL, "/nonexistent/model.json", NULL, &model, &error), KILN_ERROR_INPUT);
   assert_non_null(strstr(error.message, "/nonexistent/model.json"));
   assert_int_equal(kiln_model_load(NULL, "/nonexistent/model.json", NULL, &model, NULL), KILN_ERROR_INPUT);
-  assert_int_equal(kiln_model_parse(NULL, "bad.json", "{\"kiln\": 1,\n \"layers\": [ { \"op\": \"conv3d\" } ] }", 44, NULL, &model, &error),
+  assert_int_equal(kiln_model_parse(NULL, "bad.json", "{\"kiln\": 1,\n \"layers\": [ { \"op\": \"conv3d\" } ] }", 44,
+                                    NULL, &model, &error),
                    KILN_ERROR_INPUT);
   assert_non_null(strstr(error.message, "bad.json:2:"));
   assert_int_equal(kiln_compile(NULL, NULL, &executable, &error), KILN_ERROR_ARGUMENT);
@@ -385,10 +388,14 @@ static void warnings_go_to_the_logger(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(ports_are_described),          cmocka_unit_test(batches_and_threads_agree),
-      cmocka_unit_test(host_parallel_for_is_used),    cmocka_unit_test(wrong_arguments_are_refused),
-      cmocka_unit_test(failing_allocations_leak_nothing), cmocka_unit_test(two_models_live_in_one_process),
-      cmocka_unit_test(hooks_become_outputs),         cmocka_unit_test(library_round_trip),
+      cmocka_unit_test(ports_are_described),
+      cmocka_unit_test(batches_and_threads_agree),
+      cmocka_unit_test(host_parallel_for_is_used),
+      cmocka_unit_test(wrong_arguments_are_refused),
+      cmocka_unit_test(failing_allocations_leak_nothing),
+      cmocka_unit_test(two_models_live_in_one_process),
+      cmocka_unit_test(hooks_become_outputs),
+      cmocka_unit_test(library_round_trip),
       cmocka_unit_test(warnings_go_to_the_logger),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -40,12 +40,14 @@ int main(void) {
   kiln_weights weights;
   int status = simple_cnn10_bn_weights_embedded(&weights);
   if (status != KILN_OK) {
-    fprintf(stderr, "weights: code %d%s\n", status, status == KILN_ERROR_CPU ? " (this processor is too old for the library)" : "");
+    fprintf(stderr, "weights: code %d%s\n", status,
+            status == KILN_ERROR_CPU ? " (this processor is too old for the library)" : "");
     return 1;
   }
   void *workspace = aligned_alloc(SIMPLE_CNN10_BN_ALIGNMENT, SIMPLE_CNN10_BN_WORKSPACE_SIZE(BATCH, THREADS));
   if (workspace == NULL) return 1;
-  simple_cnn10_bn_io io = {.head = {.batch = BATCH, .parallel_for = two_threads, .threads = THREADS}, .image = image, .logits = logits};
+  simple_cnn10_bn_io io = {
+      .head = {.batch = BATCH, .parallel_for = two_threads, .threads = THREADS}, .image = image, .logits = logits};
   status = simple_cnn10_bn_run(&weights, workspace, &io);
   free(workspace);
   if (status != KILN_OK) {

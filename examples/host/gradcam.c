@@ -36,8 +36,12 @@ int main(int argc, char **argv) {
   void *workspace = aligned_alloc(RESNET34_PETS_ALIGNMENT, RESNET34_PETS_WORKSPACE_SIZE(1, 1));
   if (workspace == NULL) return 1;
   int64_t class_number = argc > 2 ? atoi(argv[2]) : 0;
-  resnet34_pets_io io = {.head = {.batch = 1}, .image = image, .class_2 = &class_number, .logits = logits,
-                         .hook_body = body, .hook_grad_body = gradient};
+  resnet34_pets_io io = {.head = {.batch = 1},
+                         .image = image,
+                         .class_2 = &class_number,
+                         .logits = logits,
+                         .hook_body = body,
+                         .hook_grad_body = gradient};
   if (status == KILN_OK) status = resnet34_pets_run(&weights, workspace, &io);
   if (status == KILN_OK && argc < 3) {
     /* the most likely class is known now: once more, for its gradient */

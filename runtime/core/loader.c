@@ -99,7 +99,8 @@ const kiln_program *library_open(const char *path, Arena *arena, Diag *diag, kil
   int check = program->check();
   if (check != KILN_OK) {
     *out_status = (kiln_status)check;
-    diag_error(diag, place, "needs a processor with %s instructions, which this one lacks (code %d); compile with a lower --cpu",
+    diag_error(diag, place,
+               "needs a processor with %s instructions, which this one lacks (code %d); compile with a lower --cpu",
                program->isa, check);
     return NULL;
   }

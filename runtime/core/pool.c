@@ -50,8 +50,10 @@ static void *memory_allocate(const Allocator *allocator, size_t size, size_t ali
 }
 
 static void memory_release(const Allocator *allocator, void *pointer, size_t size) {
-  if (allocator->allocate == NULL) free(pointer);
-  else if (allocator->release != NULL) allocator->release(allocator->context, pointer, size);
+  if (allocator->allocate == NULL)
+    free(pointer);
+  else if (allocator->release != NULL)
+    allocator->release(allocator->context, pointer, size);
 }
 
 static void run_share(const Pool *pool, uint32_t thread) {
@@ -155,8 +157,10 @@ int pool_parallel_for(void *context, kiln_task task, void *task_context, int64_t
   run_share(pool, 0);
   /* with fewer cores than threads a worker may need this one's */
   for (int spin = 0; atomic_load_explicit(&pool->pending, memory_order_acquire) != 0; spin++) {
-    if (spin < SPIN_LIMIT) cpu_relax();
-    else sched_yield();
+    if (spin < SPIN_LIMIT)
+      cpu_relax();
+    else
+      sched_yield();
   }
   return 0;
 }

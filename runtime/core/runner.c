@@ -30,17 +30,23 @@ static void job_task(void *context, uint32_t thread, int64_t begin, int64_t end)
 static const void *operand_base(const kiln_operand *operand, const kiln_weights *weights, void *workspace,
                                 const void *const *inputs, void *const *outputs) {
   switch (operand->space) {
-    case KILN_SPACE_WORKSPACE: return workspace;
-    case KILN_SPACE_PREPARED: return weights->prepared;
-    case KILN_SPACE_PARAMETER: return weights->parameters ? weights->parameters[operand->index] : NULL;
-    case KILN_SPACE_INPUT: return inputs[operand->index];
-    case KILN_SPACE_OUTPUT: return outputs[operand->index];
-    default: return NULL;
+    case KILN_SPACE_WORKSPACE:
+      return workspace;
+    case KILN_SPACE_PREPARED:
+      return weights->prepared;
+    case KILN_SPACE_PARAMETER:
+      return weights->parameters ? weights->parameters[operand->index] : NULL;
+    case KILN_SPACE_INPUT:
+      return inputs[operand->index];
+    case KILN_SPACE_OUTPUT:
+      return outputs[operand->index];
+    default:
+      return NULL;
   }
 }
 
-kiln_status program_run_steps(const kiln_weights *weights, void *workspace, const kiln_io *io, const void *const *inputs,
-                              void *const *outputs, StepObserver observe, void *context) {
+kiln_status program_run_steps(const kiln_weights *weights, void *workspace, const kiln_io *io,
+                              const void *const *inputs, void *const *outputs, StepObserver observe, void *context) {
   const kiln_program *program = weights->program;
   int64_t batch = io->batch;
   if (batch < 0 || batch > program->max_batch) return KILN_ERROR_BATCH;

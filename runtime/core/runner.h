@@ -9,8 +9,8 @@
 typedef int (*StepObserver)(void *context, uint32_t step, const void *data, int64_t nanoseconds);
 
 /* `inputs` and `outputs` in table order. Returns a kiln_status. */
-kiln_status program_run_steps(const kiln_weights *weights, void *workspace, const kiln_io *io, const void *const *inputs,
-                              void *const *outputs, StepObserver observe, void *context);
+kiln_status program_run_steps(const kiln_weights *weights, void *workspace, const kiln_io *io,
+                              const void *const *inputs, void *const *outputs, StepObserver observe, void *context);
 
 /* Bytes of workspace for a batch and a number of threads. */
 int64_t program_workspace_bytes(const kiln_program *program, int64_t batch, uint32_t threads);

@@ -10,18 +10,30 @@ const char *kiln_version(void) { return KILN_VERSION; }
 
 const char *kiln_status_text(kiln_status status) {
   switch (status) {
-    case KILN_OK: return "success";
-    case KILN_ERROR_ARGUMENT: return "invalid argument";
-    case KILN_ERROR_MEMORY: return "out of memory";
-    case KILN_ERROR_IO: return "a file could not be read or written";
-    case KILN_ERROR_INPUT: return "an input is wrong";
-    case KILN_ERROR_CPU: return "this processor lacks instructions that the program needs";
-    case KILN_ERROR_VERSION: return "made by an incompatible version of Kiln";
-    case KILN_ERROR_WEIGHTS: return "weights are missing or belong to another program";
-    case KILN_ERROR_BATCH: return "the batch is outside of what the program accepts";
-    case KILN_ERROR_CALLBACK: return "a function of the host failed";
-    case KILN_ERROR_UNSUPPORTED: return "not available in this build or on this machine";
-    case KILN_ERROR_INTERNAL: return "internal error";
+    case KILN_OK:
+      return "success";
+    case KILN_ERROR_ARGUMENT:
+      return "invalid argument";
+    case KILN_ERROR_MEMORY:
+      return "out of memory";
+    case KILN_ERROR_IO:
+      return "a file could not be read or written";
+    case KILN_ERROR_INPUT:
+      return "an input is wrong";
+    case KILN_ERROR_CPU:
+      return "this processor lacks instructions that the program needs";
+    case KILN_ERROR_VERSION:
+      return "made by an incompatible version of Kiln";
+    case KILN_ERROR_WEIGHTS:
+      return "weights are missing or belong to another program";
+    case KILN_ERROR_BATCH:
+      return "the batch is outside of what the program accepts";
+    case KILN_ERROR_CALLBACK:
+      return "a function of the host failed";
+    case KILN_ERROR_UNSUPPORTED:
+      return "not available in this build or on this machine";
+    case KILN_ERROR_INTERNAL:
+      return "internal error";
   }
   return "unknown status";
 }
@@ -42,20 +54,23 @@ static bool load_body(Operation *operation, void *context) {
     const kiln_shape *shape = &request->options->shapes[i];
     if (shape->input == NULL || shape->rank > KILN_MAX_RANK) {
       operation->status = KILN_ERROR_ARGUMENT;
-      diag_error(operation->diag, (Location){NULL, 0, 0}, "shapes[%zu]: expected a name and at most %d dimensions", i, KILN_MAX_RANK);
+      diag_error(operation->diag, (Location){NULL, 0, 0}, "shapes[%zu]: expected a name and at most %d dimensions", i,
+                 KILN_MAX_RANK);
       return false;
     }
     shapes[i].input = arena_string(arena, shape->input);
     shapes[i].shape = shape_of((int32_t)shape->rank, shape->dims);
   }
   ImportOptions options = {shapes, count};
-  if (request->path != NULL) return description_read(request->path, &options, arena, operation->diag, &request->model->graph);
+  if (request->path != NULL)
+    return description_read(request->path, &options, arena, operation->diag, &request->model->graph);
   char *text = arena_string_n(arena, request->text, request->size);
   return description_parse(arena_string(arena, request->name), text, request->size, &options, arena, operation->diag,
                            &request->model->graph);
 }
 
-static kiln_status model_create(const kiln_host *host, LoadRequest *request, kiln_model **out_model, kiln_error *error) {
+static kiln_status model_create(const kiln_host *host, LoadRequest *request, kiln_model **out_model,
+                                kiln_error *error) {
   Allocator allocator = host_allocator(host);
   Arena *arena = arena_create(&allocator);
   if (arena == NULL) return error_set(error, KILN_ERROR_MEMORY, "out of memory");
@@ -82,14 +97,16 @@ static kiln_status model_create(const kiln_host *host, LoadRequest *request, kil
 
 kiln_status kiln_model_load(const kiln_host *host, const char *path, const kiln_model_options *options,
                             kiln_model **out_model, kiln_error *error) {
-  if (path == NULL || out_model == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "path and out_model must not be NULL");
+  if (path == NULL || out_model == NULL)
+    return error_set(error, KILN_ERROR_ARGUMENT, "path and out_model must not be NULL");
   LoadRequest request = {.path = path, .options = options};
   return model_create(host, &request, out_model, error);
 }
 
 kiln_status kiln_model_parse(const kiln_host *host, const char *name, const char *text, size_t size,
                              const kiln_model_options *options, kiln_model **out_model, kiln_error *error) {
-  if (text == NULL || out_model == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "text and out_model must not be NULL");
+  if (text == NULL || out_model == NULL)
+    return error_set(error, KILN_ERROR_ARGUMENT, "text and out_model must not be NULL");
   LoadRequest request = {.name = name != NULL ? name : "<text>", .text = text, .size = size, .options = options};
   return model_create(host, &request, out_model, error);
 }
@@ -162,7 +179,8 @@ kiln_status kiln_model_load_weights(kiln_model *model, const char *path, kiln_er
 kiln_status kiln_model_set_parameter(kiln_model *model, const char *name, const float *data, uint32_t rank,
                                      const int64_t *dims, kiln_error *error) {
   if (model == NULL || name == NULL || data == NULL || (rank > 0 && dims == NULL) || rank > SHAPE_MAX_RANK)
-    return error_set(error, KILN_ERROR_ARGUMENT, "model, name, data and dims must not be NULL; rank must be at most %d", SHAPE_MAX_RANK);
+    return error_set(error, KILN_ERROR_ARGUMENT, "model, name, data and dims must not be NULL; rank must be at most %d",
+                     SHAPE_MAX_RANK);
   WeightsRequest request = {.model = model, .name = name, .data = data, .rank = rank, .dims = dims};
   return operation_run(&model->host, model->arena, weights_set_body, &request, error);
 }
@@ -187,16 +205,20 @@ static bool hook_body(Operation *operation, void *context) {
   Graph *graph = request->model->graph;
   Arena *arena = request->model->arena;
   bool known = false;
-  for (size_t i = 0; i < graph->value_name_count && !known; i++) known = pattern_match(given->pattern, graph->value_names[i].name);
-  for (size_t i = 0; i < graph->layer_count && !known; i++) known = pattern_match(given->pattern, graph->layers[i].name);
+  for (size_t i = 0; i < graph->value_name_count && !known; i++)
+    known = pattern_match(given->pattern, graph->value_names[i].name);
+  for (size_t i = 0; i < graph->layer_count && !known; i++)
+    known = pattern_match(given->pattern, graph->layers[i].name);
   if (!known) {
-    diag_error(operation->diag, (Location){graph->file, 0, 0}, "hook '%s' matches no value of the model", given->pattern);
+    diag_error(operation->diag, (Location){graph->file, 0, 0}, "hook '%s' matches no value of the model",
+               given->pattern);
     return false;
   }
   Hook *hooks = arena_array(arena, graph->hook_count + 1, Hook);
   if (graph->hook_count > 0) memcpy(hooks, graph->hooks, graph->hook_count * sizeof *hooks);
   Hook *hook = &hooks[graph->hook_count];
-  *hook = (Hook){.pattern = arena_string(arena, given->pattern), .kind = kinds[given->kind], .action = actions[given->action]};
+  *hook = (Hook){
+      .pattern = arena_string(arena, given->pattern), .kind = kinds[given->kind], .action = actions[given->action]};
   hook->stats = (HookStats){given->bins, (double)given->low, (double)given->high, (double)given->threshold};
   graph->hooks = hooks;
   graph->hook_count++;
@@ -207,8 +229,8 @@ kiln_status kiln_model_add_hook_with(kiln_model *model, const kiln_hook *hook, k
   if (model == NULL || hook == NULL || hook->pattern == NULL)
     return error_set(error, KILN_ERROR_ARGUMENT, "model, hook and pattern must not be NULL");
   if ((unsigned)hook->kind > KILN_HOOK_GRADIENT || (unsigned)hook->action > KILN_HOOK_CALL)
-    return error_set(error, KILN_ERROR_ARGUMENT, "hook '%s': unknown kind %d or action %d", hook->pattern, (int)hook->kind,
-                     (int)hook->action);
+    return error_set(error, KILN_ERROR_ARGUMENT, "hook '%s': unknown kind %d or action %d", hook->pattern,
+                     (int)hook->kind, (int)hook->action);
   HookRequest request = {model, hook};
   return operation_run(&model->host, model->arena, hook_body, &request, error);
 }

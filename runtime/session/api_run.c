@@ -32,7 +32,8 @@ static bool library_body(Operation *operation, void *context) {
   Graph *graph;
   Plan *plan;
   if (!build_plan(request->model->graph, &options, operation->scratch, operation->diag, &graph, &plan)) return false;
-  return build_library(request->model->graph, plan, request->options, request->path, operation->scratch, operation->diag);
+  return build_library(request->model->graph, plan, request->options, request->path, operation->scratch,
+                       operation->diag);
 }
 
 /* Makes an executable with `body`, which fills request->executable. */
@@ -146,7 +147,8 @@ static bool weights_from_caller(kiln_executable *executable, const char *path, O
   int status = program->prepare(executable->parameters, blob, temporary, NULL);
   if (status != KILN_OK) {
     operation->status = (kiln_status)status;
-    diag_error(operation->diag, (Location){path, 0, 0}, "preparing the weights failed: %s", kiln_status_text((kiln_status)status));
+    diag_error(operation->diag, (Location){path, 0, 0}, "preparing the weights failed: %s",
+               kiln_status_text((kiln_status)status));
     return false;
   }
   executable->weights = (kiln_weights){program, blob, executable->parameters};
@@ -226,10 +228,12 @@ kiln_status kiln_context_create(const kiln_executable *executable, const kiln_co
     context->io.parallel_for = pool_parallel_for;
     context->io.pool = context->pool;
   }
-  if (context->workspace == NULL || context->io_block == NULL || (context->io.parallel_for == pool_parallel_for && context->pool == NULL)) {
+  if (context->workspace == NULL || context->io_block == NULL ||
+      (context->io.parallel_for == pool_parallel_for && context->pool == NULL)) {
     size_t bytes = context->workspace_bytes;
     kiln_context_destroy(context);
-    return error_set(error, KILN_ERROR_MEMORY, "out of memory for a workspace of %zu bytes and %u threads", bytes, threads);
+    return error_set(error, KILN_ERROR_MEMORY, "out of memory for a workspace of %zu bytes and %u threads", bytes,
+                     threads);
   }
   *out_context = context;
   return KILN_OK;
@@ -244,12 +248,13 @@ void kiln_context_destroy(kiln_context *context) {
   memory_release(&allocator, context, sizeof *context);
 }
 
-static kiln_status check_run(const kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
-                             kiln_error *error) {
+static kiln_status check_run(const kiln_context *context, int64_t batch, const void *const *inputs,
+                             void *const *outputs, kiln_error *error) {
   if (context == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "context must not be NULL");
   const kiln_program *program = context->executable->program;
   if (batch < 0 || batch > context->max_batch)
-    return error_set(error, KILN_ERROR_BATCH, "batch %lld is not between 0 and %lld", (long long)batch, (long long)context->max_batch);
+    return error_set(error, KILN_ERROR_BATCH, "batch %lld is not between 0 and %lld", (long long)batch,
+                     (long long)context->max_batch);
   if ((inputs == NULL && program->input_count > 0) || (outputs == NULL && program->output_count > 0))
     return error_set(error, KILN_ERROR_ARGUMENT, "inputs and outputs must not be NULL");
   for (uint32_t i = 0; i < program->input_count; i++)
@@ -297,11 +302,13 @@ static kiln_status run_with_callback(kiln_context *context, int64_t batch, const
   kiln_status status = program_run_steps(&context->executable->weights, context->workspace, &context->io, inputs,
                                          outputs, call_back, &run);
   if (run.failed != NULL) return error_set(error, status, "the callback stopped the run at '%s'", run.failed);
-  if (status != KILN_OK) return error_set(error, status, "%s: %s", context->executable->program->name, kiln_status_text(status));
+  if (status != KILN_OK)
+    return error_set(error, status, "%s: %s", context->executable->program->name, kiln_status_text(status));
   return KILN_OK;
 }
 
-kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs, kiln_error *error) {
+kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
+                     kiln_error *error) {
   kiln_status status = check_run(context, batch, inputs, outputs, error);
   if (status != KILN_OK || batch == 0) return status;
   if (context->callback != NULL) return run_with_callback(context, batch, inputs, outputs, error);
@@ -310,7 +317,8 @@ kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *in
   memcpy(context->io_block, &context->io, sizeof context->io);
   char *ports = (char *)context->io_block + sizeof context->io;
   if (program->input_count > 0) memcpy(ports, inputs, program->input_count * sizeof(void *));
-  if (program->output_count > 0) memcpy(ports + program->input_count * sizeof(void *), outputs, program->output_count * sizeof(void *));
+  if (program->output_count > 0)
+    memcpy(ports + program->input_count * sizeof(void *), outputs, program->output_count * sizeof(void *));
   status = (kiln_status)program->run(&context->executable->weights, context->workspace, context->io_block);
   if (status != KILN_OK) return error_set(error, status, "%s: %s", program->name, kiln_status_text(status));
   return KILN_OK;
@@ -323,6 +331,7 @@ kiln_status kiln_run_steps(kiln_context *context, int64_t batch, const void *con
   context->io.batch = batch;
   status = program_run_steps(&context->executable->weights, context->workspace, &context->io, inputs, outputs, observe,
                              observer_context);
-  if (status != KILN_OK) return error_set(error, status, "%s: %s", context->executable->program->name, kiln_status_text(status));
+  if (status != KILN_OK)
+    return error_set(error, status, "%s: %s", context->executable->program->name, kiln_status_text(status));
   return KILN_OK;
 }

@@ -10,9 +10,12 @@
 
 static Precision precision_of(kiln_precision precision) {
   switch (precision) {
-    case KILN_PRECISION_STRICT: return PRECISION_STRICT;
-    case KILN_PRECISION_FAST: return PRECISION_FAST;
-    default: return PRECISION_DEFAULT;
+    case KILN_PRECISION_STRICT:
+      return PRECISION_STRICT;
+    case KILN_PRECISION_FAST:
+      return PRECISION_FAST;
+    default:
+      return PRECISION_DEFAULT;
   }
 }
 
@@ -27,7 +30,8 @@ bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, D
   if (!cpu_target(compile->cpu, compile->triple, arena, diag, target)) return false;
   Graph *work = graph_clone(graph, arena);
   if (compile->max_batch < 0) {
-    diag_error(diag, (Location){graph->file, 0, 0}, "max batch must be at least 1, found %lld", (long long)compile->max_batch);
+    diag_error(diag, (Location){graph->file, 0, 0}, "max batch must be at least 1, found %lld",
+               (long long)compile->max_batch);
     return false;
   }
   if (compile->max_batch > 0) work->max_batch = compile->max_batch;
@@ -55,7 +59,8 @@ bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, D
 }
 
 /* Parameter data in table order; every parameter that a prepare or run step reads must have a value. */
-static bool parameter_pointers(const Graph *graph, const Plan *plan, Arena *arena, Diag *diag, const void ***out_pointers) {
+static bool parameter_pointers(const Graph *graph, const Plan *plan, Arena *arena, Diag *diag,
+                               const void ***out_pointers) {
   const void **pointers = arena_array(arena, plan->parameter_count + 1, const void *);
   bool *needed = arena_array(arena, plan->parameter_count + 1, bool);
   for (size_t k = 0; k < plan->kernel_count; k++)
@@ -70,10 +75,11 @@ static bool parameter_pointers(const Graph *graph, const Plan *plan, Arena *aren
       /* the plan keeps the graph's order, possibly with some left out */
       if (strcmp(graph->parameters[(i + p) % graph->parameter_count].name, plan->parameters[i].name) == 0)
         parameter = &graph->parameters[(i + p) % graph->parameter_count];
-    if (parameter != NULL && parameter->value != NULL) pointers[i] = parameter->value->data;
+    if (parameter != NULL && parameter->value != NULL)
+      pointers[i] = parameter->value->data;
     else if (needed[i]) {
-      diag_error(diag, (Location){graph->file, 0, 0}, "parameter '%s' has no value; give a weights file or initialise the model",
-                 plan->parameters[i].name);
+      diag_error(diag, (Location){graph->file, 0, 0},
+                 "parameter '%s' has no value; give a weights file or initialise the model", plan->parameters[i].name);
       complete = false;
     }
   }
@@ -104,7 +110,8 @@ static bool run_prepare(const kiln_program *program, const void *const *paramete
   pool_destroy(pool);
   if (status != KILN_OK) {
     *out_status = (kiln_status)status;
-    diag_error(diag, (Location){program->name, 0, 0}, "preparing the weights failed: %s", kiln_status_text((kiln_status)status));
+    diag_error(diag, (Location){program->name, 0, 0}, "preparing the weights failed: %s",
+               kiln_status_text((kiln_status)status));
   }
   return status == KILN_OK;
 }
@@ -210,7 +217,8 @@ bool build_library(const Graph *graph, const Plan *plan, const kiln_compile_opti
   for (size_t k = plan->prepare_count; k < plan->kernel_count; k++)
     for (int32_t i = 0; i < plan->kernels[k].input_count && mode != KILN_WEIGHTS_CALLER; i++)
       if (plan->kernels[k].inputs[i].storage.space == SPACE_PARAMETER) {
-        diag_error(diag, plan->kernels[k].location, "internal: a run step of '%s' reads an unprepared parameter", plan->kernels[k].name);
+        diag_error(diag, plan->kernels[k].location, "internal: a run step of '%s' reads an unprepared parameter",
+                   plan->kernels[k].name);
         return false;
       }
   CpuOptions cpu = cpu_options(options);

@@ -11,8 +11,10 @@ void *memory_allocate(const Allocator *allocator, size_t size) {
   if (size > SIZE_MAX - HUGE_PAGE) return NULL;
   size_t alignment = size >= HUGE_FROM ? HUGE_PAGE : PAGE;
   void *memory;
-  if (allocator->allocate != NULL) memory = allocator->allocate(allocator->context, size, alignment);
-  else memory = aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  if (allocator->allocate != NULL)
+    memory = allocator->allocate(allocator->context, size, alignment);
+  else
+    memory = aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
 #ifdef MADV_HUGEPAGE
   if (memory != NULL && size >= HUGE_FROM) madvise(memory, size, MADV_HUGEPAGE); /* only a hint */
 #endif
@@ -21,8 +23,10 @@ void *memory_allocate(const Allocator *allocator, size_t size) {
 
 void memory_release(const Allocator *allocator, void *pointer, size_t size) {
   if (pointer == NULL) return;
-  if (allocator->allocate == NULL) free(pointer);
-  else allocator->release(allocator->context, pointer, size);
+  if (allocator->allocate == NULL)
+    free(pointer);
+  else
+    allocator->release(allocator->context, pointer, size);
 }
 
 typedef struct Blob {

@@ -21,7 +21,7 @@ struct kiln_executable {
   Allocator allocator;
   const kiln_program *program;
   kiln_weights weights;
-  const void **parameters; /* those that run steps read, in table order */
+  const void **parameters;                 /* those that run steps read, in table order */
   double compile_seconds, prepare_seconds; /* how long it took to generate and link code, and to convert the weights */
 };
 
@@ -42,7 +42,8 @@ struct kiln_context {
 /* --- operations ---------------------------------------------------------------------------------------- */
 /* Every entry of the library runs its body between these: an arena for temporaries, diagnostics, and a place to go
  * when memory runs out. `body` returns false when it has reported; its status is then operation.status (INPUT unless
- * it sets another). `keep` is an arena to destroy when the operation fails, or NULL; out-of-memory in it is caught too. */
+ * it sets another). `keep` is an arena to destroy when the operation fails, or NULL; out-of-memory in it is caught too.
+ */
 typedef struct Operation {
   Arena *scratch;
   Diag *diag;
@@ -67,8 +68,8 @@ typedef struct BuildOptions {
 bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag, Graph **out_graph,
                 Plan **out_plan);
 /* Compiles a plan for this process and prepares weights from the graph's parameter values into `executable`. */
-bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_options *options, kiln_executable *executable,
-                      Arena *scratch, Diag *diag, kiln_status *out_status);
+bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_options *options,
+                      kiln_executable *executable, Arena *scratch, Diag *diag, kiln_status *out_status);
 /* The prepared blob of a plan, computed on this machine whatever the plan's target is. */
 bool build_prepared(const Graph *graph, const Plan *plan, const kiln_compile_options *options, Arena *arena, Diag *diag,
                     void **out_blob);

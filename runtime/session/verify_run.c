@@ -75,8 +75,8 @@ bool verify_values(const Graph *graph, const Plan *plan, const kiln_executable *
     const kiln_port *port = &program->outputs[i];
     out[i] = arena_alloc_aligned(arena, (size_t)(port->bytes * (port->batched ? expected.batch : 1)), KILN_ALIGNMENT);
   }
-  VerifyState state = {program, plan, &expected, expected.batch, tolerance,
-                       arena_array(arena, program->run_step_count + 1, ValueCheck)};
+  VerifyState state = {program,        plan,      &expected,
+                       expected.batch, tolerance, arena_array(arena, program->run_step_count + 1, ValueCheck)};
   kiln_context *context;
   kiln_error error;
   kiln_context_options options = {.threads = threads, .max_batch = expected.batch};
