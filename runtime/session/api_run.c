@@ -103,10 +103,8 @@ static bool weights_from_file(kiln_executable *executable, const char *path, Ope
                (long long)program->prepared_bytes);
     return false;
   }
-  uint64_t hash = UINT64_C(0xcbf29ce484222325);
   const unsigned char *bytes = (const unsigned char *)data + sizeof head;
-  for (size_t i = 0; i < size - sizeof head; i++) hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
-  if (hash != head.checksum) {
+  if (weights_checksum(bytes, size - sizeof head) != head.checksum) {
     diag_error(operation->diag, place, "damaged: the checksum does not agree");
     return false;
   }

@@ -196,7 +196,7 @@ static const char *beside(const char *path, const char *ending, Arena *arena) {
   return arena_format(arena, "%.*s%s%s", folder, path, library_base_name(path, arena), ending);
 }
 
-static uint64_t checksum(const void *data, size_t size) {
+uint64_t weights_checksum(const void *data, size_t size) {
   const unsigned char *bytes = data;
   uint64_t hash = UINT64_C(0xcbf29ce484222325);
   for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * UINT64_C(0x100000001b3);
@@ -206,7 +206,7 @@ static uint64_t checksum(const void *data, size_t size) {
 static bool write_weights_file(const Plan *plan, const void *blob, const char *path, Diag *diag) {
   kiln_weights_head head = {.identity = plan->identity, .prepared_bytes = plan->prepared_bytes};
   memcpy(head.magic, "KILNWTS1", sizeof head.magic);
-  head.checksum = checksum(blob, (size_t)plan->prepared_bytes);
+  head.checksum = weights_checksum(blob, (size_t)plan->prepared_bytes);
   FilePiece pieces[] = {{&head, sizeof head}, {blob, (size_t)plan->prepared_bytes}};
   return file_write(path, pieces, 2, diag);
 }

@@ -76,6 +76,8 @@ bool build_prepared(const Graph *graph, const Plan *plan, const kiln_compile_opt
 /* Writes library and header (and weights file); `path` as in kiln_compile_library. */
 bool build_library(const Graph *graph, const Plan *plan, const kiln_compile_options *options, const char *path,
                    Arena *scratch, Diag *diag);
+/* kiln_weights_head.checksum of a blob. */
+uint64_t weights_checksum(const void *data, size_t size);
 /* "libNAME.so" → "NAME"; other names lose their ending only. Without the folder. */
 const char *library_base_name(const char *path, Arena *arena);
 
