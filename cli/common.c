@@ -11,6 +11,7 @@
 
 #include "base/file.h"
 #include "safetensors.h"
+#include "session/cuda_build.h"
 
 bool color_enabled(FILE *stream) {
   const char *no_color = getenv("NO_COLOR");
@@ -65,17 +66,13 @@ void tool_usage_error(Tool *tool, const char *format, ...) {
   tool->wrong_usage = true;
 }
 
-void tool_library_error(Tool *tool, const kiln_error *error) {
-  static const char mark[] = ": error: ";
-  for (const char *line = error->message; *line != '\0';) {
-    size_t length = strcspn(line, "\n");
-    char *text = arena_string_n(tool->arena, line, length), *found = strstr(text, mark);
-    if (found != NULL) *found = '\0';
-    diag_error(tool->diag, (Location){found != NULL && strcmp(text, "kiln") != 0 ? text : NULL, 0, 0}, "%s",
-               found != NULL ? found + strlen(mark) : text);
-    line += length + (line[length] == '\n');
-  }
+void tool_print_warnings(Tool *tool) {
+  if (diag_error_count(tool->diag) > 0) return;
+  print_messages(tool->diag);
+  tool->diag = diag_create(tool->arena);
 }
+
+void tool_library_error(Tool *tool, const kiln_error *error) { error_report(error, tool->arena, tool->diag); }
 
 int output_finish(int code) {
   errno = 0;
@@ -236,14 +233,38 @@ static const char *cache_folder(Arena *arena) {
   return home != NULL && home[0] == '/' ? arena_format(arena, "%s/.cache/kiln", home) : NULL;
 }
 
+static bool device_options(Tool *tool, const ModelOptions *options, kiln_compile_options *result) {
+  int32_t number;
+  MathMode math;
+  const char *device = options->device != NULL ? options->device : "cpu";
+  const bool gpu = cuda_device_parse(device, &number);
+  if (!gpu && strcmp(device, "cpu") != 0) {
+    tool_usage_error(tool, "--device: expected cpu, cuda or cuda:N, found '%s'", device);
+    return false;
+  }
+  result->device = device;
+  result->cuda_arch = options->arch;
+  if (options->math == NULL) return true;
+  if (!math_mode_parse(options->math, &math)) {
+    tool_usage_error(tool, "--math: expected fp32, 3xtf32, tf32, bf16 or fp16, found '%s'", options->math);
+    return false;
+  }
+  if (!gpu) {
+    tool_usage_error(tool, "--math is for GPUs: give --device cuda too");
+    return false;
+  }
+  static const kiln_math modes[MATH_COUNT] = {[MATH_FP32] = KILN_MATH_FP32, [MATH_3XTF32] = KILN_MATH_3XTF32,
+                                              [MATH_TF32] = KILN_MATH_TF32, [MATH_BF16] = KILN_MATH_BF16,
+                                              [MATH_FP16] = KILN_MATH_FP16};
+  result->math = modes[math];
+  return true;
+}
+
 bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_options *out_options) {
   kiln_compile_options result = {.cpu = options->cpu, .triple = options->triple, .disabled_passes = options->disable};
   result.threads = (uint32_t)options->threads;
   result.cache_dir = cache_folder(tool->arena);
-  if (options->device != NULL && strcmp(options->device, "cpu") != 0) {
-    tool_usage_error(tool, "--device: expected cpu, found '%s'", options->device);
-    return false;
-  }
+  if (!device_options(tool, options, &result)) return false;
   if (options->precision != NULL) {
     if (strcmp(options->precision, "strict") == 0)
       result.precision = KILN_PRECISION_STRICT;
@@ -302,7 +323,7 @@ bool model_plan(Tool *tool, const Graph *graph, const ModelOptions *options, con
                               .dot = options->dot,
                               .sink = dump_write,
                               .context = &sink};
-  BuildOptions build = {compile, &pipeline};
+  BuildOptions build = {.compile = compile, .pipeline = &pipeline, .train = options->train};
   if (!build_plan(graph, &build, tool->arena, tool->diag, out_graph, out_plan)) return false;
   if (*out_plan == NULL) {
     Text text;

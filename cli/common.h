@@ -20,6 +20,8 @@ typedef struct Tool {
 int tool_run(int (*body)(Tool *tool, void *request), void *request);
 /* Reports a malformed option; the body then returns EXIT_FAILED as for other errors. */
 void tool_usage_error(Tool *tool, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Prints the warnings so far and forgets them, before work that takes long. Does nothing when there are errors. */
+void tool_print_warnings(Tool *tool);
 /* Reports what a function of kiln.h said: a message for each line, which may begin with "FILE: error: ". */
 void tool_library_error(Tool *tool, const kiln_error *error);
 /* Flushes standard output at the end of the program. A reader that went away early is no failure; a full disk is. */
@@ -30,11 +32,12 @@ typedef struct ModelOptions {
   const char *weights;
   OptionList shapes; /* "image=1x3x352x352" */
   const char *batch; /* "16" or "1,16" */
-  const char *precision, *device, *cpu, *triple, *disable;
+  const char *precision, *device, *math, *arch, *cpu, *triple, *disable;
   int64_t threads;
   const char *dump, *stop_after, *dump_dir;
   bool dot, verify;
   OptionList hooks;
+  const TrainRequest *train; /* plan a training step; NULL: inference */
 } ModelOptions;
 
 /* Rows for the option tables; each list ends in a comma. */
@@ -46,6 +49,8 @@ typedef struct ModelOptions {
       {"precision", 0, OPTION_TEXT, &(o).precision, "MODE", "strict, default or fast: rounding error that may be added", \
        0,           0},                                                                                                  \
       {"cpu", 0, OPTION_TEXT, &(o).cpu, "LEVEL", "native, x86-64-v2, x86-64-v3, x86-64-v4 or aarch64", 0, 0},            \
+      {"device", 'd', OPTION_TEXT, &(o).device, "DEVICE", "cpu (default), cuda or cuda:N, an NVIDIA GPU", 0, 0},         \
+      {"math", 0, OPTION_TEXT, &(o).math, "MODE", "on GPUs: fp32, 3xtf32, tf32, bf16 or fp16", 0, 0},                    \
       {"threads", 't', OPTION_INT, &(o).threads, "T", "threads (default: 1)", 1, 64},                                    \
       {"disable", 0, OPTION_TEXT, &(o).disable, "PASSES", "optional passes to leave out, e.g. fuse,fold_bn", 0, 0},
 #define DUMP_OPTIONS(o)                                                                                        \
@@ -80,7 +85,7 @@ double seconds_now(void);
 void table_print(FILE *stream, Arena *arena, const char *const *cells, size_t rows, size_t columns, const char *align);
 
 /* Verbs. */
-extern const Verb verb_bench, verb_check, verb_compile, verb_explain, verb_grad, verb_heatmap, verb_init, verb_inspect,
-    verb_ops, verb_run, verb_stats, verb_summary, verb_verify;
+extern const Verb verb_augment, verb_bench, verb_check, verb_compile, verb_devices, verb_explain, verb_grad, verb_heatmap, verb_init,
+    verb_inspect, verb_lr_find, verb_ops, verb_run, verb_stats, verb_summary, verb_train, verb_verify;
 
 #endif

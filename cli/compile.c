@@ -1,12 +1,29 @@
 /* kiln compile: a description and weights to a shared library with a C header. */
+#include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/file.h"
 #include "common.h"
+#include "cuda/cuda.h"
+#include "cuda/nvrtc.h"
+#include "step_options.h"
+
+typedef enum EmitKind { EMIT_TEXT, EMIT_BINARY, EMIT_GPU } EmitKind;
+
+static const struct {
+  const char *name;
+  EmitKind kind;
+  bool named; /* does not go to standard output */
+} emit_kinds[] = {{"ir", EMIT_TEXT, false},  {"plan", EMIT_TEXT, false},  {"llvm", EMIT_TEXT, false},
+                  {"asm", EMIT_TEXT, false}, {"obj", EMIT_BINARY, true},  {"lib", EMIT_BINARY, true},
+                  {"cuda", EMIT_GPU, false}, {"ptx", EMIT_GPU, false},    {"cubin", EMIT_GPU, true}};
 
 typedef struct CompileRequest {
   ModelOptions model;
+  StepOptions step;
   const char *path, *output, *weights_mode, *emit;
+  EmitKind kind;
 } CompileRequest;
 
 static bool write_text(Tool *tool, const char *path, const Text *text) {
@@ -34,13 +51,59 @@ static bool emit_object(Tool *tool, const Graph *graph, const Plan *plan, const 
   return link_objects(plan->target, all, count, NULL, true, output, tool->arena, tool->diag);
 }
 
+/* One text or image per kernel: PTX one after the other, machine code as files of a folder. */
+static bool emit_cuda_images(Tool *tool, const Plan *plan, const CudaProgramText *program, bool ptx,
+                             const kiln_compile_options *compile, const char *output, Text *text) {
+  const NvrtcOptions options = {.arch = plan->target->isa,
+                                .ptx = ptx,
+                                .threads = (int32_t)compile->threads,
+                                .cache_dir = compile->cache_dir};
+  Code *images;
+  if (!nvrtc_compile(plan, program, &options, tool->arena, tool->diag, &images)) return false;
+  if (!ptx && mkdir(output, 0777) != 0 && errno != EEXIST) {
+    diag_error(tool->diag, (Location){output, 0, 0}, "cannot be made: %s", strerror(errno));
+    return false;
+  }
+  for (size_t i = 0; i < program->code_count; i++) {
+    const CudaCode *code = &program->codes[i];
+    if (images[i].size == 0) continue;
+    FilePiece piece = {images[i].data, images[i].size};
+    if (ptx)
+      text_format(text, "// === %s\n%s\n", code->name, (const char *)images[i].data);
+    else if (!file_write(arena_format(tool->arena, "%s/%s.cubin", output, code->name), &piece, 1, tool->diag))
+      return false;
+  }
+  return true;
+}
+
+static bool emit_cuda(Tool *tool, const CompileRequest *request, const Plan *plan,
+                      const kiln_compile_options *compile) {
+  CudaProgramText program;
+  Text text;
+  text_init(&text, tool->arena);
+  const bool ptx = strcmp(request->emit, "ptx") == 0, source = strcmp(request->emit, "cuda") == 0;
+  if (plan->target->arch == 0) {
+    diag_error(tool->diag, (Location){NULL, 0, 0}, "--emit %s is for GPUs: give --target cuda --arch sm_NN too",
+               request->emit);
+    return false;
+  }
+  if (!cuda_generate(plan, tool->arena, tool->diag, &program)) return false;
+  if (source)
+    cuda_print(&text, plan, &program);
+  else if (!emit_cuda_images(tool, plan, &program, ptx, compile, request->output, &text))
+    return false;
+  return (!source && !ptx) || write_text(tool, request->output, &text);
+}
+
 static int emit(Tool *tool, CompileRequest *request, const Graph *graph, const Graph *optimised, const Plan *plan,
                 const kiln_compile_options *compile) {
   const char *what = request->emit, *output = request->output;
   Text text;
   text_init(&text, tool->arena);
   bool done = true;
-  if (what == NULL || strcmp(what, "lib") == 0)
+  if (request->kind == EMIT_GPU)
+    done = emit_cuda(tool, request, plan, compile);
+  else if (what == NULL || strcmp(what, "lib") == 0)
     done = build_library(graph, plan, compile, output, tool->arena, tool->diag);
   else if (strcmp(what, "obj") == 0)
     done = emit_object(tool, graph, plan, compile, output);
@@ -74,26 +137,30 @@ static int compile_body(Tool *tool, void *context) {
     diag_error(tool->diag, nowhere, "--weights-mode: expected embed, file or caller, found '%s'", mode);
     return EXIT_USAGE;
   }
-  static const char *const kinds[] = {"ir", "plan", "llvm", "asm", "obj", "lib"};
-  bool known = request->emit == NULL, binary = request->emit == NULL;
-  for (size_t i = 0; !known && i < sizeof kinds / sizeof kinds[0]; i++) {
-    known = strcmp(request->emit, kinds[i]) == 0;
-    binary = known && i >= 4;
+  const char *what = request->emit != NULL ? request->emit : "lib";
+  bool known = false, named = false;
+  for (size_t i = 0; !known && i < sizeof emit_kinds / sizeof *emit_kinds; i++) {
+    known = strcmp(what, emit_kinds[i].name) == 0;
+    request->kind = emit_kinds[i].kind;
+    named = emit_kinds[i].named;
   }
   if (!known) {
-    diag_error(tool->diag, nowhere, "--emit: expected ir, plan, llvm, asm, obj or lib, found '%s'", request->emit);
+    diag_error(tool->diag, nowhere, "--emit: expected ir, plan, llvm, asm, obj, lib, cuda, ptx or cubin, found '%s'",
+               what);
     return EXIT_USAGE;
   }
-  if (binary && request->output == NULL) {
+  if (named && request->output == NULL) {
     diag_error(tool->diag, nowhere, "-o FILE is missing");
     return EXIT_USAGE;
   }
   double started = seconds_now();
-  if (!model_open(tool, request->path, &request->model, &graph)) return EXIT_FAILED;
+  if (!model_open(tool, request->path, &request->model, &graph) ||
+      !step_request(tool, &request->step, graph, &request->model.train))
+    return EXIT_FAILED;
   if (!model_plan(tool, graph, &request->model, &compile, &optimised, &plan)) return EXIT_FAILED;
   if (plan == NULL) return EXIT_OK;
   int code = emit(tool, request, graph, optimised, plan, &compile);
-  if (code == EXIT_OK && binary)
+  if (code == EXIT_OK && request->kind == EMIT_BINARY)
     printf("%s: %s for %s, %zu kernels, %s bytes of weights, workspace %s bytes at batch 1, batch up to %lld, %.2f s\n",
            request->output, plan->name, plan->target->isa, plan->kernel_count - plan->prepare_count,
            grouped(tool->arena, plan->prepared_bytes),
@@ -109,10 +176,14 @@ static int compile_run(int argc, char **argv) {
        0, 0},
       WEIGHTS_OPTION(request.model){"weights-mode", 0, OPTION_TEXT, &request.weights_mode, "MODE",
                                     "embed (default), file (NAME.weights) or caller", 0, 0},
-      {"emit", 0, OPTION_TEXT, &request.emit, "WHAT", "ir, plan, llvm, asm, obj or lib (default)", 0, 0},
+      {"emit", 0, OPTION_TEXT, &request.emit, "WHAT",
+       "ir, plan, llvm, asm, obj or lib (default); for GPUs cuda, ptx or cubin (-o FOLDER)", 0, 0},
+      {"target", 0, OPTION_TEXT, &request.model.device, "TARGET", "cpu (default) or cuda, the same as --device", 0, 0},
+      {"arch", 0, OPTION_TEXT, &request.model.arch, "ARCH", "of the GPU: sm_80, sm_90, … (default: this machine's)", 0, 0},
       {"triple", 0, OPTION_TEXT, &request.model.triple, "TRIPLE", "LLVM target triple, e.g. aarch64-linux-gnu", 0, 0},
       {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "store a value's activations as output hook.VALUE", 0, 0},
-      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){.name = NULL}};
+      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) STEP_OPTIONS(request.step)
+          DUMP_OPTIONS(request.model){.name = NULL}};
   int code = options_parse(&verb_compile, options, argc, argv, 1, 1, &request.path);
   return code >= 0 ? code : tool_run(compile_body, &request);
 }
@@ -128,5 +199,7 @@ const Verb verb_compile = {
     "  kiln compile model.json --weights w.safetensors --batch 1,16 --cpu x86-64-v3 --weights-mode file -o "
     "libmodel.so\n"
     "  kiln compile model.json --weights w.safetensors --triple aarch64-linux-gnu -o libmodel.so\n"
-    "  kiln compile model.json --emit llvm | less",
+    "  kiln compile model.json --emit llvm | less\n"
+    "  kiln compile examples/simple_cnn10_bn.json --train --optimizer adam --batch 64 -o libsimple_cnn10_bn_train.so\n"
+    "  kiln compile model.json --target cuda --arch sm_90 --emit cuda | less",
     compile_run};

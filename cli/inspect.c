@@ -5,6 +5,7 @@
 #include "common.h"
 #include "core/loader.h"
 #include "safetensors.h"
+#include "session/data_idx.h"
 #include "session/npy.h"
 #include "session/picture.h"
 
@@ -79,10 +80,25 @@ static bool inspect_library(Tool *tool, const char *path) {
   return true;
 }
 
+static bool is_idx(const char *path) {
+  return ends_with(path, "-ubyte") || ends_with(path, "-ubyte.gz") || ends_with(path, ".idx") ||
+         ends_with(path, ".idx.gz");
+}
+
+static bool inspect_idx(Tool *tool, const char *path) {
+  IdxArray array;
+  if (!idx_read(path, tool->arena, tool->diag, &array)) return false;
+  Tensor tensor = tensor_create(tool->arena, path, DTYPE_U8, shape_of(array.rank, array.dims));
+  memcpy(tensor.data, array.values, (size_t)array.count);
+  print_tensors(tool, &(TensorList){&tensor, 1});
+  return true;
+}
+
 static int inspect_body(Tool *tool, void *context) {
   const char *path = ((InspectRequest *)context)->path;
   TensorList tensors;
   if (is_library(path)) return inspect_library(tool, path) ? EXIT_OK : EXIT_FAILED;
+  if (is_idx(path)) return inspect_idx(tool, path) ? EXIT_OK : EXIT_FAILED;
   if (ends_with(path, ".safetensors")) {
     if (!safetensors_read(path, tool->arena, tool->diag, &tensors)) return EXIT_FAILED;
     print_tensors(tool, &tensors);
@@ -104,7 +120,7 @@ static int inspect_body(Tool *tool, void *context) {
   }
   if (!ends_with(path, ".json") && !ends_with(path, ".ir")) {
     diag_error(tool->diag, (Location){path, 0, 0},
-               "expected a name ending in .json, .ir, .safetensors, .npy, .so, .png or .jpg");
+               "expected a name ending in .json, .ir, .safetensors, .npy, .so, .png, .jpg or -ubyte.gz");
     return EXIT_FAILED;
   }
   Graph *graph;
@@ -136,7 +152,7 @@ const Verb verb_inspect = {
     "inspect",
     "show what is in a file",
     "FILE",
-    "Shows the tensors of a safetensors or .npy file with their ranges, the ports and kernels of a compiled library, "
+    "Shows the tensors of a safetensors, .npy or IDX file with their ranges, the ports and kernels of a compiled library, "
     "the\n"
     "size of a picture, or the IR of a description as it was read.",
     "  kiln inspect w.safetensors\n  kiln inspect libresnet34.so\n  kiln inspect examples/resnet34.json",

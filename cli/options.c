@@ -8,7 +8,7 @@
 
 #include "base/text.h"
 
-enum { OPTION_MAX = 48, HELP_COLUMN = 34 };
+enum { OPTION_MAX = 80, HELP_COLUMN = 34 };
 
 static void print_help(const Verb *verb, const Option *options) {
   printf("Usage: kiln %s %s\n\n%s\n", verb->name, verb->usage, verb->description);

@@ -1,6 +1,5 @@
 #include "ports.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -122,19 +121,8 @@ bool picture_view(Tool *tool, const kiln_port *port, const Preprocess *preproces
     return false;
   }
   int32_t height = (int32_t)port->dims[2], width = (int32_t)port->dims[3];
-  double fit = fmax((double)width / picture->width, (double)height / picture->height);
-  int32_t shorter = picture->width < picture->height ? picture->width : picture->height;
-  double scale = preprocess->resize > 0 ? (double)preprocess->resize / shorter : fit;
-  if (scale < fit) scale = fit;
-  int64_t new_width = llround(picture->width * scale), new_height = llround(picture->height * scale);
-  if (new_width < width) new_width = width;
-  if (new_height < height) new_height = height;
-  if (new_width > PICTURE_MAX_SIDE || new_height > PICTURE_MAX_SIDE) {
-    diag_error(tool->diag, (Location){file, 0, 0}, "a picture of %dx%d is too narrow for an input of %dx%d",
-               picture->width, picture->height, width, height);
-    return false;
-  }
-  Picture sized = picture_resize(picture, (int32_t)new_width, (int32_t)new_height, tool->arena);
+  Picture sized;
+  if (!picture_fit(picture, file, preprocess->resize, width, height, tool->arena, tool->diag, &sized)) return false;
   *out_view = picture_crop_centre(&sized, width, height, tool->arena);
   return true;
 }

@@ -4,12 +4,14 @@
 
 #include "execute.h"
 #include "ports.h"
+#include "profile.h"
 #include "safetensors.h"
 
 typedef struct RunRequest {
   ModelOptions model;
   const char *path, *inputs, *outputs, *hooks_out, *labels, *range;
   OptionList input, output;
+  const char *profile;
   int64_t top, class_number;
 } RunRequest;
 
@@ -143,6 +145,23 @@ static bool range_parse(Tool *tool, const char *text, double out_range[2]) {
   return false;
 }
 
+/* The images that fit one run, with outputs of its own. */
+static bool profile_first_images(Tool *tool, const char *path, const kiln_executable *executable, uint32_t threads,
+                                 int64_t batch, const Tensor *inputs) {
+  const kiln_program *program = executable->program;
+  ProfileRun run = {executable, threads, batch < program->max_batch ? batch : program->max_batch, NULL, NULL};
+  const void **in = arena_array(tool->arena, program->input_count + 1, const void *);
+  void **out = arena_array(tool->arena, program->output_count + 1, void *);
+  for (uint32_t i = 0; i < program->input_count; i++) in[i] = inputs[i].data;
+  for (uint32_t i = 0; i < program->output_count; i++) {
+    const kiln_port *port = &program->outputs[i];
+    out[i] = arena_alloc_aligned(tool->arena, (size_t)(port->bytes * (port->batched ? run.batch : 1)) + 1, KILN_ALIGNMENT);
+  }
+  run.inputs = in;
+  run.outputs = out;
+  return profile_write(tool, &run, path);
+}
+
 static int run_body(Tool *tool, void *context) {
   RunRequest *request = context;
   TensorList files = {NULL, 0}, *given = NULL;
@@ -174,6 +193,8 @@ static int run_body(Tool *tool, void *context) {
   if (!inputs_read(tool, program, &metadata, given, &request->input, &inputs, &batch)) return EXIT_FAILED;
   uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
   if (!run_batches(tool, executable, threads, inputs, batch, &outputs)) return EXIT_FAILED;
+  if (request->profile != NULL && !profile_first_images(tool, request->profile, executable, threads, batch, inputs))
+    return EXIT_FAILED;
   if (!write_outputs(tool, request, program, outputs, request->range != NULL ? range : NULL)) return EXIT_FAILED;
   for (uint32_t i = 0; i < program->output_count; i++) print_output(&outputs[i], &metadata, request->top);
   return EXIT_OK;
@@ -193,10 +214,11 @@ static int run_run(int argc, char **argv) {
       {"top", 0, OPTION_INT, &request.top, "K", "classes to print per image (default 5; 0: none)", 0, 1000},
       {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE",
        "also hand out a value: body:activation:store, or 'layer*:activation:stats:bins=40,range=0..10'", 0, 0},
+      {"profile", 0, OPTION_TEXT, &request.profile, "FILE", "write a run as a Chrome trace, a slice per kernel and thread",
+       0, 0},
       {"class", 0, OPTION_INT, &request.class_number, "K", "the class whose score gradient hooks differentiate", 0,
        INT32_MAX},
       {"hooks-out", 0, OPTION_TEXT, &request.hooks_out, "FILE", "write hooked values to a safetensors file", 0, 0},
-      {"device", 0, OPTION_TEXT, &request.model.device, "NAME", "cpu", 0, 0},
       SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){.name = NULL}};
   int code = options_parse(&verb_run, options, argc, argv, 1, 1, &request.path);
   return code >= 0 ? code : tool_run(run_body, &request);

@@ -53,9 +53,15 @@ bool elf_blob(const Target *target, const char *symbol, const void *data, size_t
  * with an argument vector in a private folder, and writes it to `path` atomically. */
 bool link_objects(const Target *target, const Code *objects, size_t count, const char *soname, bool relocatable,
                   const char *path, Arena *arena, Diag *diag);
+/* The same for objects that call the C library, which every process that loads the library has. */
+bool link_host_objects(const Target *target, const Code *objects, size_t count, const char *soname, const char *path,
+                       Arena *arena, Diag *diag);
 /* The text of NAME.h: stands alone together with kiln_abi.h's contents, which are included in it. */
 typedef enum WeightsMode { WEIGHTS_EMBED, WEIGHTS_FILE, WEIGHTS_CALLER } WeightsMode;
 void header_print(Text *text, const Plan *plan, const CpuObjects *objects, WeightsMode mode, uint32_t max_threads);
+
+/* LLVM IR text to an object for the baseline processor of `target`. */
+bool ir_object(const char *text, const Target *target, Arena *arena, Diag *diag, Code *out_object);
 
 /* --- just in time ------------------------------------------------------------------------------------ */
 /* Loads objects into this process. The result's lifetime is that of `arena`. *out_program is what NAME_describe()

@@ -31,4 +31,12 @@ bool weights_bind(Graph *graph, const TensorList *tensors, const char *file, boo
  * running means 0, batch-norm weights and running variances 1. */
 void weights_initialise(const Graph *graph, uint64_t seed, Arena *arena, TensorList *out_tensors);
 
+typedef enum InitMode {
+  INIT_MODE_KAIMING, /* as weights_initialise */
+  INIT_MODE_PYTORCH  /* PyTorch's default of convolutions and linear layers: weights and biases uniform over ±1/sqrt(fan_in)
+                        (kaiming_uniform_ with a = sqrt(5)); batch norms as above */
+} InitMode;
+
+void weights_initialise_as(const Graph *graph, uint64_t seed, InitMode mode, Arena *arena, TensorList *out_tensors);
+
 #endif

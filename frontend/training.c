@@ -227,18 +227,20 @@ void import_hooks(Importer *importer, const cJSON *hooks) {
 
 /* --- training ---------------------------------------------------------------------------------------- */
 
-/* Only checked here: the training loop reads the section itself. */
 void import_train(Importer *importer, const cJSON *train) {
   static const char *const keys[] = {"loss", "metrics"};
   static const char *const losses[] = {"cross_entropy", "mse", "bce_with_logits"};
+  static const OpCode ops[] = {OP_CROSS_ENTROPY, OP_MSE, OP_BCE_WITH_LOGITS};
   static const char *const metrics[] = {"accuracy", "error_rate"};
   if (!import_is_object(importer, train, "train")) return;
   import_check_keys(importer, train, "train", keys, 2);
   size_t index;
   const cJSON *loss = json_member(train, "loss"), *list = json_member(train, "metrics");
-  if (loss) read_choice(importer, loss, "train: loss", losses, 3, &index);
+  Objective *objective = &importer->graph->objective;
+  if (loss && read_choice(importer, loss, "train: loss", losses, 3, &index)) objective->loss = ops[index];
   if (!list || !import_is_array(importer, list, "train: metrics")) return;
   for (const cJSON *item = list->child; item && !diag_full(importer->diag); item = item->next) {
-    read_choice(importer, item, "train: metrics", metrics, 2, &index);
+    if (!read_choice(importer, item, "train: metrics", metrics, 2, &index)) continue;
+    *(index == 0 ? &objective->accuracy : &objective->error_rate) = true;
   }
 }

@@ -176,7 +176,12 @@ static uint64_t stream_of(const char *name) {
   return hash;
 }
 
-static void fill_normal(Tensor *tensor, uint64_t seed, double deviation) {
+typedef double (*Distribution)(double p);
+
+/* The quantile of p, 0 < p < 1, of a uniform distribution over [-1, 1]. */
+static double uniform_quantile(double p) { return 2 * p - 1; }
+
+static void fill_random(Tensor *tensor, uint64_t seed, Distribution quantile, double scale) {
   float *data = tensor->data;
   const uint64_t stream = stream_of(tensor->name);
   const uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
@@ -187,25 +192,37 @@ static void fill_normal(Tensor *tensor, uint64_t seed, double deviation) {
     uint32_t words[4];
     philox(counter, key, words);
     for (int64_t k = 0; k < 4 && i + k < count; k++) {
-      data[i + k] = (float)(deviation * normal_quantile((words[k] + 0.5) * 0x1p-32));
+      data[i + k] = (float)(scale * quantile((words[k] + 0.5) * 0x1p-32));
     }
   }
 }
 
-void weights_initialise(const Graph *graph, uint64_t seed, Arena *arena, TensorList *out_tensors) {
+static void initialise(const Parameter *parameter, uint64_t seed, InitMode mode, Tensor *tensor) {
+  const double fan_in = (double)(parameter->fan_in > 0 ? parameter->fan_in : 1);
+  const bool is_random = parameter->dtype == DTYPE_F32 &&
+                         (parameter->init == INIT_WEIGHT || (parameter->init == INIT_BIAS && mode == INIT_MODE_PYTORCH));
+  if (parameter->inline_value) {
+    memcpy(tensor->data, parameter->value->data, (size_t)tensor_bytes(tensor));
+  } else if (is_random && mode == INIT_MODE_PYTORCH) {
+    fill_random(tensor, seed, uniform_quantile, 1 / sqrt(fan_in));
+  } else if (is_random) {
+    fill_random(tensor, seed, normal_quantile, sqrt(2 / fan_in));
+  } else if (parameter->init == INIT_ONE) {
+    const int64_t count = tensor_elements(tensor);
+    for (int64_t k = 0; k < count; k++) tensor_set(tensor, k, 1);
+  }
+}
+
+void weights_initialise_as(const Graph *graph, uint64_t seed, InitMode mode, Arena *arena, TensorList *out_tensors) {
   out_tensors->items = arena_array(arena, graph->parameter_count, Tensor);
   out_tensors->count = graph->parameter_count;
   for (size_t i = 0; i < graph->parameter_count; i++) {
     const Parameter *parameter = &graph->parameters[i];
-    Tensor *tensor = &out_tensors->items[i];
-    *tensor = tensor_create(arena, parameter->name, parameter->dtype, parameter->shape);
-    if (parameter->inline_value) {
-      memcpy(tensor->data, parameter->value->data, (size_t)tensor_bytes(tensor));
-    } else if (parameter->init == INIT_WEIGHT && parameter->dtype == DTYPE_F32) {
-      fill_normal(tensor, seed, sqrt(2.0 / (double)(parameter->fan_in > 0 ? parameter->fan_in : 1)));
-    } else if (parameter->init == INIT_ONE) {
-      const int64_t count = tensor_elements(tensor);
-      for (int64_t k = 0; k < count; k++) tensor_set(tensor, k, 1);
-    }
+    out_tensors->items[i] = tensor_create(arena, parameter->name, parameter->dtype, parameter->shape);
+    initialise(parameter, seed, mode, &out_tensors->items[i]);
   }
+}
+
+void weights_initialise(const Graph *graph, uint64_t seed, Arena *arena, TensorList *out_tensors) {
+  weights_initialise_as(graph, seed, INIT_MODE_KAIMING, arena, out_tensors);
 }

@@ -96,9 +96,10 @@ typedef enum kiln_hook_kind { KILN_HOOK_ACTIVATION = 0, KILN_HOOK_GRADIENT = 1 }
 
 typedef enum kiln_hook_action {
   KILN_HOOK_STORE = 0, /* output "hook.NAME" ("hook.grad.NAME" for gradients): the value of the whole batch */
-  KILN_HOOK_STATS = 1, /* output "hook.stats.NAME", f32 [3 + bins], over all elements of the batch: mean, unbiased
-                          standard deviation, share of values ≤ threshold, counts of the histogram. Activations only */
-  KILN_HOOK_CALL = 2   /* as STORE, for kiln_context_set_callback. Activations only */
+  KILN_HOOK_STATS = 1, /* output "hook.stats.NAME" ("hook.grad.stats.NAME"), f32 [3 + bins], over all elements of the
+                          batch: mean, unbiased standard deviation, share of values ≤ threshold, counts of the
+                          histogram */
+  KILN_HOOK_CALL = 2   /* as STORE, for kiln_context_set_callback */
 } kiln_hook_action;
 
 /* `bins` bins of equal width over [low, high] (the last one holds values equal to `high` too; values outside are not
@@ -132,6 +133,16 @@ typedef enum kiln_precision {
   KILN_PRECISION_FAST = 2
 } kiln_precision;
 
+/* How GPUs compute convolutions and matrix products; sums are f32 always. */
+typedef enum kiln_math {
+  KILN_MATH_DEFAULT = 0, /* by precision: STRICT is FP32, DEFAULT 3XTF32, FAST TF32 */
+  KILN_MATH_FP32 = 1,
+  KILN_MATH_3XTF32 = 2, /* tensor cores, three products of 11-bit parts: nearly as exact as FP32 */
+  KILN_MATH_TF32 = 3,   /* tensor cores, factors rounded to 11 bits */
+  KILN_MATH_BF16 = 4,   /* factors rounded to bfloat16 (8 bits) */
+  KILN_MATH_FP16 = 5    /* factors rounded to binary16 (11 bits, largest value 65504) */
+} kiln_math;
+
 typedef enum kiln_weights_mode {
   KILN_WEIGHTS_EMBED = 0,
   KILN_WEIGHTS_FILE = 1,
@@ -152,6 +163,12 @@ typedef struct kiln_compile_options {
    * missing, at most 256 MiB. Processes and threads may share it, results are the same with and without it, damaged
    * files are noticed, and a folder that cannot be written is worth a warning only. NULL: none. */
   const char *cache_dir;
+  /* Where it runs. NULL or "cpu": this processor; "cuda", "cuda:1", …: an NVIDIA GPU, by number. GPUs need their driver
+   * and NVRTC, both found at run time: KILN_ERROR_UNSUPPORTED with the reason when they are missing. Inputs and outputs
+   * of kiln_run may then lie in the GPU's memory too, and the program's steps have no kernels of their own. */
+  const char *device;
+  const char *cuda_arch; /* "sm_90": libraries for GPUs only; NULL: that of the device */
+  kiln_math math;        /* GPUs only */
 } kiln_compile_options;
 
 /* Compiles into memory and prepares the weights. All parameters must have values. The executable is independent of
@@ -205,6 +222,106 @@ typedef int (*kiln_observer)(void *observer_context, uint32_t step, const void *
 KILN_API kiln_status kiln_run_steps(kiln_context *context, int64_t batch, const void *const *inputs,
                                     void *const *outputs, kiln_observer observe, void *observer_context,
                                     kiln_error *error);
+
+/* --- training ----------------------------------------------------------------------------------------- */
+
+/* A training step is one compiled program: forward pass, loss, backward pass and update of the parameters, which it
+ * changes in place in a kiln_state.
+ *
+ *   kiln_train_options train = {.optimizer = KILN_OPTIMIZER_ADAM};
+ *   if (kiln_compile_training(model, &train, NULL, &step, &error) ||
+ *       kiln_context_create(step, NULL, &context, &error) || kiln_state_create(step, model, &state, &error)) …
+ *   for (…) {  inputs: the model's, then target, hyper and, with dropout, rng; outputs: loss, …
+ *     kiln_train_step(context, state, batch, inputs, outputs, &error);
+ *   }
+ *   kiln_state_store(state, model, &error);          the trained values are the model's
+ *   kiln_executable_prepare(inference, model, &error);  … and those of a program compiled earlier
+ *
+ * Inputs of the program, in table order: the model's; "target": the classes, i64 [N], for cross_entropy, else f32 of
+ * the output's shape; "hyper": f32 [groups][KILN_HYPER_COUNT], a row of numbers per group of layers, in the
+ * description's order (one row without groups); and, when the model has dropout, "rng": i64 [2], seed and step. The
+ * same seed and step drop the same elements. Outputs: "loss", f32 scalar, of this batch before the update; with `clip`
+ * also "grad_norm", the global norm of the gradients before clipping; then the hooks'. Gradient hooks give gradients
+ * of the loss. When the loss is not finite the step changes nothing; with `clip` an infinite norm leaves the parameters
+ * as they are too.
+ *
+ * Batch norms that are trained use the mean and biased variance of the batch and update the running ones with the
+ * unbiased variance, as in PyTorch. A channel of a single value (one image of one pixel), which PyTorch refuses, has
+ * variance 0: its result is the bias, and what stands before it gets no gradient, but for rounding. */
+
+typedef enum kiln_loss {
+  KILN_LOSS_DESCRIBED = 0, /* the description's `train` section; cross_entropy without one */
+  KILN_LOSS_CROSS_ENTROPY = 1,
+  KILN_LOSS_MSE = 2,
+  KILN_LOSS_BCE_WITH_LOGITS = 3
+} kiln_loss;
+
+typedef enum kiln_optimizer {
+  KILN_OPTIMIZER_SGD = 0, /* as torch.optim.SGD: momentum, coupled decay, no dampening */
+  KILN_OPTIMIZER_ADAM = 1 /* with decoupled decay, as torch.optim.AdamW (arXiv 1711.05101) */
+} kiln_optimizer;
+
+/* A zeroed struct means: the described loss of the first output, SGD, no clipping. */
+typedef struct kiln_train_options {
+  kiln_loss loss;
+  kiln_optimizer optimizer;
+  const char *output;  /* value that the loss is taken of; NULL: the first output */
+  uint32_t nesterov;   /* SGD: Nesterov's momentum */
+  uint32_t clip;       /* compute the global norm, and clip by it */
+  uint32_t accumulate; /* keep a sum of gradients over several steps */
+  uint32_t reserved;
+  int64_t memory_limit; /* bytes of workspace: cheap values are computed again in the backward pass rather than kept
+                           when it would be exceeded; 0: none */
+} kiln_train_options;
+
+/* Freezes a group of the description, or trains it again: its convolutions and linear layers, and with
+ * `batch_norm` its batch norms too, which then use their running statistics. Counts for what is compiled afterwards. */
+KILN_API kiln_status kiln_model_set_frozen(kiln_model *model, const char *group, uint32_t frozen, uint32_t batch_norm,
+                                           kiln_error *error);
+/* Copies a parameter's value: f32 of exactly its shape. KILN_ERROR_WEIGHTS when it has none. */
+KILN_API kiln_status kiln_model_get_parameter(const kiln_model *model, const char *name, float *out_data,
+                                              kiln_error *error);
+/* Writes all parameters that have values to a safetensors file, atomically. */
+KILN_API kiln_status kiln_model_save_weights(const kiln_model *model, const char *path, kiln_error *error);
+
+/* Compiles a training step of the model: what is not frozen is trained. Parameters of frozen layers must have values
+ * and are kept in the executable. Options may be NULL. The executable's program is run by kiln_train_step only. */
+KILN_API kiln_status kiln_compile_training(const kiln_model *model, const kiln_train_options *train,
+                                           const kiln_compile_options *options, kiln_executable **out_executable,
+                                           kiln_error *error);
+/* The same to a shared library and its header, whose weights (frozen layers only) are handled as those of
+ * kiln_compile_library. */
+KILN_API kiln_status kiln_compile_training_library(const kiln_model *model, const kiln_train_options *train,
+                                                   const kiln_compile_options *options, const char *path,
+                                                   kiln_error *error);
+
+/* What a training step changes: trained parameters, moments of the optimiser, running statistics. Used by one thread
+ * at a time. */
+typedef struct kiln_state kiln_state;
+
+/* Takes the values of the model's parameters; the moments are 0. The executable must outlive the state. `model` NULL:
+ * all is 0. */
+KILN_API kiln_status kiln_state_create(const kiln_executable *executable, const kiln_model *model,
+                                       kiln_state **out_state, kiln_error *error);
+KILN_API void kiln_state_destroy(kiln_state *state);
+/* Copies the model's values in again; the moments stay. */
+KILN_API kiln_status kiln_state_load(kiln_state *state, const kiln_model *model, kiln_error *error);
+/* Copies the trained parameters and running statistics to the model. */
+KILN_API kiln_status kiln_state_store(const kiln_state *state, kiln_model *model, kiln_error *error);
+/* Named tensors of the state, with PyTorch's names: trained parameters, then running statistics; after them, for
+ * checkpoints, "momentum.NAME" (SGD), "moment1.NAME" and "moment2.NAME" (Adam), and "accumulated.NAME". `out_data` is
+ * the tensor's place in the state, dense: read or write it between steps (on a GPU: before
+ * the next one; ask again after it). KILN_ERROR_ARGUMENT when out of range. */
+KILN_API size_t kiln_state_tensor_count(const kiln_state *state);
+KILN_API kiln_status kiln_state_tensor(const kiln_state *state, size_t index, kiln_port *out_port, float **out_data);
+
+/* One step over a batch of 1 … max_batch. Allocates nothing. */
+KILN_API kiln_status kiln_train_step(kiln_context *context, kiln_state *state, int64_t batch,
+                                     const void *const *inputs, void *const *outputs, kiln_error *error);
+
+/* Prepares the weights of an executable that kiln_compile made again, from the model's present values: the model must
+ * have the same parameters. No context of the executable may be running. */
+KILN_API kiln_status kiln_executable_prepare(kiln_executable *executable, const kiln_model *model, kiln_error *error);
 
 #ifdef __cplusplus
 }

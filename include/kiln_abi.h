@@ -55,8 +55,9 @@ typedef int (*kiln_parallel_for)(void *pool, kiln_task task, void *context, int6
 
 /* --- kernels ----------------------------------------------------------------------------------------- */
 
-/* What a kernel gets: the addresses of its operands (the output first, then the inputs in the order of the
- * step's operand table), the run's batch, and scratch memory. */
+/* What a kernel gets: the addresses of its operands in the order of the step's operand table (the output first,
+ * then the inputs, then what it writes besides: partial results of reductions of the output), the run's batch, and
+ * scratch memory. */
 typedef struct kiln_call {
   void *const *operands;
   int64_t batch;
@@ -84,13 +85,13 @@ typedef struct kiln_operand {
   int64_t offset_per_batch;
 } kiln_operand;
 
-/* Element types of ports. */
-typedef enum kiln_dtype { KILN_F32 = 0, KILN_I64 = 1 } kiln_dtype;
+/* Element types. Ports are of the first two; values inside programs for GPUs may be of the others. */
+typedef enum kiln_dtype { KILN_F32 = 0, KILN_I64 = 1, KILN_BF16 = 2, KILN_F16 = 3 } kiln_dtype;
 
 enum { KILN_MAX_RANK = 6 };
 
 /* The value that a step produces, for tools: logical element (i0, i1, …) of image n lies at
- *   operand 0 + 4 * (origin + Σ index[d] * stride[d] + lane)
+ *   operand 0 + element size * (origin + Σ index[d] * stride[d] + lane)
  * where for block > 1 dimension `block_dim` is split: index[d] = i / block, lane = i % block.
  * Rank 0 also stands for a value of which no element is in memory as such (Winograd's transformed tiles). */
 typedef struct kiln_view {
@@ -109,7 +110,7 @@ typedef struct kiln_step {
   kiln_kernel kernel;
   const char *name; /* of the value that it makes: layer1.0.conv1 */
   const char *kind; /* op and algorithm: "conv2d/direct" */
-  const kiln_operand *operands; /* the output first */
+  const kiln_operand *operands; /* the output, inputs, results of reductions of the output */
   uint32_t operand_count;       /* at most KILN_MAX_OPERANDS */
   uint32_t reserved;
   int64_t items, items_per_batch;
@@ -123,6 +124,12 @@ enum { KILN_MAX_OPERANDS = 16 };
 
 /* --- the program ------------------------------------------------------------------------------------- */
 
+/* What a program does with a port besides its kind. */
+typedef enum kiln_role {
+  KILN_ROLE_PLAIN = 0,
+  KILN_ROLE_STATE = 1 /* a parameter that a training step changes: the caller's memory must be writable */
+} kiln_role;
+
 /* An input, output, parameter or hook. Dense, row-major. */
 typedef struct kiln_port {
   const char *name;
@@ -131,7 +138,7 @@ typedef struct kiln_port {
   int64_t dims[KILN_MAX_RANK]; /* -1: the batch */
   int64_t bytes;               /* of one image when batched, else of the whole */
   uint32_t batched;
-  uint32_t reserved;
+  uint32_t role; /* kiln_role */
 } kiln_port;
 
 /* The head of every NAME_io struct; after it stand the pointers to the inputs, then the outputs (a NULL output
@@ -150,6 +157,36 @@ typedef struct kiln_weights {
   const void *prepared;           /* the blob, aligned */
   const void *const *parameters;  /* parameters that run steps read directly, or NULL */
 } kiln_weights;
+
+/* A training step keeps the parameters that it trains in one parameter, "state", f32 [rows, P]: row 0 holds them, the
+ * next ones the optimiser's moments (SGD: momentum; Adam: first and second), and with accumulated gradients the last one
+ * these. A slot is a trained parameter's place in every row; rows are 0 between slots. */
+typedef struct kiln_slot {
+  const char *name; /* "layer1.0.conv1.weight" */
+  uint32_t rank;
+  uint32_t group; /* row of the input "hyper" */
+  int64_t dims[KILN_MAX_RANK];
+  int64_t offset;   /* elements from the row's begin */
+  uint32_t decayed; /* weight decay applies */
+  uint32_t reserved;
+} kiln_slot;
+
+/* Columns of the input `hyper` of a training step. Weight decay is for parameters of two or more dimensions only: biases and batch norms are not
+ * decayed. A column that the optimiser does not use is not read. */
+enum {
+  KILN_HYPER_LEARNING_RATE = 0,
+  KILN_HYPER_MOMENTUM = 1, /* SGD: momentum; Adam: beta1 */
+  KILN_HYPER_BETA2 = 2,
+  KILN_HYPER_EPS = 3,
+  KILN_HYPER_WEIGHT_DECAY = 4,
+  KILN_HYPER_CORRECTION1 = 5, /* 1 − beta1^t, t counting updates from 1 */
+  KILN_HYPER_CORRECTION2 = 6, /* 1 − beta2^t */
+  /* the three below are read from row 0 */
+  KILN_HYPER_GRADIENT_SCALE = 7, /* factor of the gradients, before clipping: 1, or 1/k for k accumulated batches */
+  KILN_HYPER_APPLY = 8,          /* accumulate: 0 adds the gradients only, 1 adds and updates. Else not read */
+  KILN_HYPER_CLIP_NORM = 9,      /* clip: largest norm, as torch.nn.utils.clip_grad_norm_; 0: not clipped */
+  KILN_HYPER_COUNT = 16
+};
 
 typedef struct kiln_program {
   uint32_t abi_version; /* KILN_ABI_VERSION of the maker */
@@ -175,7 +212,8 @@ typedef struct kiln_program {
 
   /* KILN_OK, or KILN_ERROR_CPU when this processor cannot run the program. Compiled for the baseline. */
   int (*check)(void);
-  /* Embedded prepared weights, or NULL. */
+  /* Embedded prepared weights, or NULL. Programs for GPUs (triple nvptx64…): what their launcher needs; their steps have
+   * no kernels, `prepare` answers KILN_ERROR_UNSUPPORTED, and weights come from the functions of NAME.h. */
   const void *embedded;
   /* Parameters → blob. `parameters` in table order, `prepared` of prepared_bytes and `scratch` of prepare_scratch
    * bytes plus threads * scratch_bytes, both aligned. `io` gives the threads (its batch is ignored) or is NULL. */
@@ -184,6 +222,10 @@ typedef struct kiln_program {
   /* What tools want to know besides, as JSON: {"inputs": {NAME: {"mean": […], "std": […], "resize": n}},
    * "labels": […]}; how a picture becomes an input, and what classes are called. */
   const char *metadata;
+  /* Of a training step, else NULL and 0. */
+  const kiln_slot *slots;
+  uint32_t slot_count;
+  uint32_t group_count; /* rows of "hyper" */
 } kiln_program;
 
 /* A weights file (mode `file`): this head, then prepared_bytes bytes. Little-endian. */

@@ -66,10 +66,11 @@ void eval_batch_stats(const Node *node, const EvalTensor *const *inputs, EvalTen
 void eval_bn_update(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
   const int64_t channels = output->shape.dims[0];
   const int64_t count = inputs[2]->shape.dims[0] * run_length(&inputs[2]->shape);
-  const double momentum = node->attrs.momentum;
+  const bool kept = node->op_input_count > 3 && !isfinite(inputs[3]->data[0]);
+  const double momentum = kept ? 0 : node->attrs.momentum;
   const double correction = node->attrs.dim == 1 && count > 1 ? (double)count / (double)(count - 1) : 1;
   for (int64_t c = 0; c < channels; c++) {
     const double measured = inputs[1]->data[node->attrs.dim * channels + c] * correction;
-    output->data[c] = inputs[0]->data[c] * (1 - momentum) + momentum * measured;
+    output->data[c] = kept ? inputs[0]->data[c] : inputs[0]->data[c] * (1 - momentum) + momentum * measured;
   }
 }

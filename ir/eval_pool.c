@@ -179,69 +179,6 @@ void eval_upsample(const Node *node, const EvalTensor *const *inputs, EvalTensor
   }
 }
 
-/* --- sampling by an affine map --------------------------------------------------------------------- */
-
-/* Coordinate in [-1, 1] of output place `index`: PyTorch's affine_grid. */
-static double grid_coordinate(int64_t index, int64_t size, bool align_corners) {
-  if (align_corners) return size > 1 ? 2 * (double)index / (double)(size - 1) - 1 : 0;
-  return (2 * (double)index + 1) / (double)size - 1;
-}
-
-static double reflect(double place, double low, double span) {
-  if (span == 0) return 0;
-  const double distance = fabs(place - low), rest = fmod(distance, span);
-  return fmod(floor(distance / span), 2) == 0 ? low + rest : low + span - rest;
-}
-
-/* From [-1, 1] to elements, brought inside as the padding mode says; PyTorch's grid_sample. */
-static double sample_place(double coordinate, int64_t size, const Attrs *attrs) {
-  const bool align = attrs->align_corners;
-  double place = align ? (coordinate + 1) / 2 * (double)(size - 1) : ((coordinate + 1) * (double)size - 1) / 2;
-  if (attrs->padding_mode == PADDING_ZEROS) return place;
-  if (attrs->padding_mode == PADDING_REFLECT) {
-    place = align ? reflect(place, 0, (double)(size - 1)) : reflect(place, -0.5, (double)size);
-  }
-  if (!(place > 0)) return 0; /* also for NaN */
-  return place < (double)(size - 1) ? place : (double)(size - 1);
-}
-
-/* The element at a whole position that may be anything; 0 outside. */
-static double element_or_zero(Plane plane, double y, double x) {
-  if (!(y >= 0 && y < (double)plane.height && x >= 0 && x < (double)plane.width)) return 0;
-  return plane.data[(int64_t)y * plane.width + (int64_t)x];
-}
-
-static double sample(Plane plane, double y, double x) {
-  const double top = floor(y), left = floor(x), down = y - top, across = x - left;
-  double sum = 0;
-  for (int corner = 0; corner < 4; corner++) {
-    const double row = top + (corner >> 1), column = left + (corner & 1);
-    const double weight = (corner >> 1 ? down : 1 - down) * (corner & 1 ? across : 1 - across);
-    sum += weight * element_or_zero(plane, row, column);
-  }
-  return sum;
-}
-
-void eval_grid_sample(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
-  const int64_t channels = output->shape.dims[1], height = output->shape.dims[2], width = output->shape.dims[3];
-  for (int64_t n = 0; n < output->shape.dims[0]; n++) {
-    const double *theta = inputs[1]->data + n * 6;
-    for (int64_t y = 0; y < height; y++) {
-      for (int64_t x = 0; x < width; x++) {
-        const double grid_x = grid_coordinate(x, width, node->attrs.align_corners);
-        const double grid_y = grid_coordinate(y, height, node->attrs.align_corners);
-        const double to_x = theta[0] * grid_x + theta[1] * grid_y + theta[2];
-        const double to_y = theta[3] * grid_x + theta[4] * grid_y + theta[5];
-        for (int64_t c = 0; c < channels; c++) {
-          const Plane plane = input_plane(inputs[0], n * channels + c);
-          output_plane(output, n * channels + c)[y * width + x] = sample(
-              plane, sample_place(to_y, plane.height, &node->attrs), sample_place(to_x, plane.width, &node->attrs));
-        }
-      }
-    }
-  }
-}
-
 /* --- padding --------------------------------------------------------------------------------------- */
 
 /* Which input place shows at `position`; -1 for the constant. */

@@ -23,7 +23,6 @@ static void copy(const EvalTensor *input, EvalTensor *output) {
 SAME_ORDER(flatten)
 SAME_ORDER(reshape)
 SAME_ORDER(identity)
-SAME_ORDER(dropout) /* inference: nothing is dropped */
 SAME_ORDER(convert)
 
 void eval_permute(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {

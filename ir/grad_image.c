@@ -54,6 +54,18 @@ bool grad_upsample(GradContext *context, Node *node, Node *gradient, Node **out_
   return from_size(context, OP_UPSAMPLE_GRAD, node, gradient, out_gradients);
 }
 
+bool grad_grid_sample(GradContext *context, Node *node, Node *gradient, Node **out_gradients) {
+  Node *x = node->inputs[0], *theta = node->inputs[1];
+  const Attrs attrs = with_size(node);
+  if (gradient_needed(context, node, 0))
+    out_gradients[0] =
+        gradient_make(context, OP_GRID_SAMPLE_GRAD_INPUT, &attrs, (Node *const[]){gradient, theta}, 2);
+  if (gradient_needed(context, node, 1))
+    out_gradients[1] =
+        gradient_make(context, OP_GRID_SAMPLE_GRAD_THETA, &node->attrs, (Node *const[]){x, theta, gradient}, 3);
+  return !context->failed;
+}
+
 bool grad_pad(GradContext *context, Node *node, Node *gradient, Node **out_gradients) {
   out_gradients[0] = gradient_make(context, OP_PAD_GRAD, &node->attrs, &gradient, 1);
   return !context->failed;
@@ -66,10 +78,11 @@ bool grad_pad(GradContext *context, Node *node, Node *gradient, Node **out_gradi
     return gradient_refuse(context, node, reason);                                           \
   }
 
-REFUSED(grid_sample, "it is meant for pictures before the network")
 REFUSED(max_pool2d_grad, "second derivatives of this kind are not supported")
 REFUSED(avg_pool2d_grad, "second derivatives of this kind are not supported")
 REFUSED(adaptive_avg_pool2d_grad, "second derivatives of this kind are not supported")
 REFUSED(adaptive_max_pool2d_grad, "second derivatives of this kind are not supported")
 REFUSED(upsample_grad, "second derivatives of this kind are not supported")
+REFUSED(grid_sample_grad_input, "second derivatives of this kind are not supported")
+REFUSED(grid_sample_grad_theta, "second derivatives of this kind are not supported")
 REFUSED(pad_grad, "second derivatives of this kind are not supported")

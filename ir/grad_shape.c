@@ -16,9 +16,10 @@ bool grad_convert(GradContext *context, Node *node, Node *gradient, Node **out_g
   return pass_on(context, gradient, out_gradients);
 }
 
-/* Inference: nothing is dropped. */
+/* In inference nothing is dropped; in training the same elements are. */
 bool grad_dropout(GradContext *context, Node *node, Node *gradient, Node **out_gradients) {
-  (void)node;
+  if (node->op_input_count > 1)
+    gradient = gradient_make(context, OP_DROPOUT, &node->attrs, (Node *const[]){gradient, node->inputs[1]}, 2);
   return pass_on(context, gradient, out_gradients);
 }
 

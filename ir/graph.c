@@ -109,6 +109,11 @@ void node_add_epilogue(Graph *graph, Node *node, OpCode op, const Attrs *attrs, 
   node->inputs = inputs;
 }
 
+bool node_has_kernel(const Node *node) {
+  return node->op != OP_INPUT && node->op != OP_PARAMETER && !node->filled && !node->hosted &&
+         (!node->alias || node->placed);
+}
+
 Node *graph_find_result(const Graph *graph, const char *name) {
   for (size_t i = 0; i < graph->output_count; i++) {
     if (strcmp(graph->outputs[i].name, name) == 0) return graph->outputs[i].node;

@@ -13,6 +13,7 @@
 #include "base/diag.h"
 #include "ops.h"
 #include "tensor.h"
+#include "train.h"
 
 typedef struct Node Node;
 
@@ -56,6 +57,7 @@ typedef struct KernelChoice {
   int32_t tile_blocks;   /* blocks of output channels of a register tile */
   int32_t channel_chunk; /* input channels accumulated between stores of partial sums */
   int32_t row_chunk;     /* output rows of one work item */
+  MathMode math;         /* of a convolution or matrix product */
 } KernelChoice;
 
 /* "direct", "packed"; NULL when there is no such algorithm. */
@@ -80,6 +82,9 @@ struct Node {
   Layout layout;   /* set by `layout`; plain before */
   Storage storage; /* set by `strides` and `memory` */
   Node *alias;     /* shares this node's storage, offset included; NULL: has its own (set by `strides`) */
+  bool placed;     /* with an alias: computed straight into that memory; else an alias has no kernel */
+  bool filled;     /* its inputs, all placed in it, write all of it: no kernel */
+  bool hosted;     /* computed by the kernel of inputs[0], as that makes its value (set by `ride`) */
   KernelChoice choice;
   Decision *decisions;
 
@@ -209,6 +214,14 @@ typedef struct Graph {
   size_t group_count;
   GradientRequest *gradients; /* until `autodiff` */
   size_t gradient_count;
+  Objective objective;
+  const TrainRequest *train; /* until `train`, or NULL */
+  Update *updates;           /* what a training step changes: see train.h */
+  size_t update_count;
+  StateSlot *slots; /* where trained parameters lie in the state, parameter 0 of `updates` */
+  size_t slot_count;
+  int32_t group_rows; /* rows of `hyper`; 0: no training step */
+  int64_t recompute;  /* values of the forward pass to compute again in the backward pass; see the pass */
   const char **labels; /* class names, or NULL */
   size_t label_count;
   int64_t max_batch; /* largest batch of a compiled program; 1 by default */
@@ -234,6 +247,8 @@ void graph_add_output(Graph *graph, const char *name, Node *node);
 void node_add_epilogue(Graph *graph, Node *node, OpCode op, const Attrs *attrs, Node *operand, bool reversed);
 /* Asks for gradients; the request is copied. Unknown names are reported. */
 bool graph_request_gradient(Graph *graph, const GradientRequest *request, Diag *diag);
+/* Whether a kernel computes the node: it is neither a source nor another view of what is there already. */
+bool node_has_kernel(const Node *node);
 /* The node of an output or, failing that, a value; NULL. */
 Node *graph_find_result(const Graph *graph, const char *name);
 void node_decide(Graph *graph, Node *node, const char *pass, const char *chosen, const char *rejected, const char *reason);

@@ -23,6 +23,9 @@ static void redirect_uses(Graph *graph, Redirect target, const void *context) {
   for (size_t i = 0; i < graph->output_count; i++) {
     graph->outputs[i].node = target(context, graph->outputs[i].node);
   }
+  for (size_t i = 0; i < graph->update_count; i++) {
+    graph->updates[i].node = target(context, graph->updates[i].node);
+  }
   for (size_t i = 0; i < graph->value_name_count; i++) {
     graph->value_names[i].node = target(context, graph->value_names[i].node);
   }
@@ -102,6 +105,7 @@ void graph_remove_dead(Graph *graph) {
                    .pending = arena_array(graph->arena, graph->next_id, Node *)};
   for (size_t i = 0; i < graph->output_count; i++) need(&list, graph->outputs[i].node);
   for (size_t i = 0; i < graph->input_count; i++) need(&list, graph->inputs[i].node);
+  for (size_t i = 0; i < graph->update_count; i++) need(&list, graph->updates[i].node);
   while (list.count) {
     const Node *node = list.pending[--list.count];
     for (int32_t k = 0; k < node->input_count; k++) need(&list, node->inputs[k]);
@@ -121,14 +125,16 @@ uint32_t *graph_count_uses(const Graph *graph, Arena *arena) {
     for (int32_t k = 0; k < node->input_count; k++) uses[node->inputs[k]->id]++;
   }
   for (size_t i = 0; i < graph->output_count; i++) uses[graph->outputs[i].node->id]++;
+  for (size_t i = 0; i < graph->update_count; i++) uses[graph->updates[i].node->id]++;
   return uses;
 }
 
 bool *graph_mark_prepared(const Graph *graph, Arena *arena) {
   bool *prepared = arena_array(arena, graph->next_id, bool);
+  const bool *updated = graph_mark_updated(graph, arena);
   for (size_t i = 0; i < graph->node_count; i++) {
     const Node *node = graph->nodes[i];
-    bool constant = node->op == OP_PARAMETER || node->input_count > 0;
+    bool constant = node->op == OP_PARAMETER ? !updated[node->id] : node->input_count > 0;
     for (int32_t k = 0; k < node->input_count && constant; k++) constant = prepared[node->inputs[k]->id];
     prepared[node->id] = constant;
   }
@@ -267,6 +273,17 @@ static void copy_names(Copy *copy, const Graph *graph, Graph *copied) {
     copy_location(copy, &request->location);
   }
   copied->labels = graph->labels ? copy_strings(copy, graph->labels, graph->label_count) : NULL;
+  if (graph->train) {
+    TrainRequest *train = arena_copy(copy->arena, graph->train, sizeof *train);
+    train->of = copy_string(copy, train->of);
+    copied->train = train;
+  }
+  copied->updates = copy_array(copy, graph->updates, graph->update_count, sizeof *graph->updates);
+  for (size_t i = 0; i < graph->update_count; i++) {
+    copied->updates[i].node = copied_node(copy, graph->updates[i].node);
+  }
+  copied->slots = copy_array(copy, graph->slots, graph->slot_count, sizeof *graph->slots);
+  for (size_t i = 0; i < graph->slot_count; i++) copied->slots[i].name = copy_string(copy, graph->slots[i].name);
 }
 
 Graph *graph_clone(const Graph *graph, Arena *arena) {

@@ -23,7 +23,8 @@ static const IntRange int_ranges[] = {
     {ATTR_ID_OUTPUT, 1, ATTRIBUTE_LIMIT},         {ATTR_ID_SIZE, 0, ATTRIBUTE_LIMIT},
     {ATTR_ID_SCALE, 1, ATTRIBUTE_LIMIT},          {ATTR_ID_BINS, 1, STATS_BINS_MAX},
     {ATTR_ID_START, 0, ELEMENTS_LIMIT},           {ATTR_ID_LENGTH, 1, ELEMENTS_LIMIT},
-    {ATTR_ID_DEPTH, 1, ELEMENTS_LIMIT},
+    {ATTR_ID_DEPTH, 1, ELEMENTS_LIMIT},           {ATTR_ID_PARTS, 0, ELEMENTS_LIMIT},
+    {ATTR_ID_STREAM, 0, INT32_MAX},
 };
 
 typedef struct FloatRange {

@@ -166,7 +166,14 @@ static bool check_norm(const Node *node, int32_t vectors, Diag *diag) {
 }
 
 bool infer_batch_norm_grad_input(Node *node, Diag *diag) {
-  return check_norm(node, 3, diag) && infer_finish(node, DTYPE_F32, node->inputs[0]->shape, diag);
+  if (!check_norm(node, 3, diag)) return false;
+  const int64_t channels = node->inputs[0]->shape.dims[1];
+  if (node->op_input_count == 6)
+    return node_error(diag, node, "the gradients of bias and weight are given both or not at all");
+  if (node->op_input_count == 7 && (!infer_expect_vector(node, 5, "gradient of the bias", channels, diag) ||
+                                    !infer_expect_vector(node, 6, "gradient of the weight", channels, diag)))
+    return false;
+  return infer_finish(node, DTYPE_F32, node->inputs[0]->shape, diag);
 }
 
 bool infer_batch_norm_grad_weight(Node *node, Diag *diag) {
@@ -224,6 +231,28 @@ bool infer_adaptive_max_pool2d_grad(Node *node, Diag *diag) {
 bool infer_upsample_grad(Node *node, Diag *diag) {
   Shape image;
   return sized_image(node, diag, &image) && infer_finish(node, DTYPE_F32, image, diag);
+}
+
+static bool expect_theta(const Node *node, const Shape *image, Diag *diag) {
+  return expect_shape(node, 1, "theta", &(Shape){3, {image->dims[0], 2, 3}}, diag);
+}
+
+bool infer_grid_sample_grad_input(Node *node, Diag *diag) {
+  Shape image;
+  return sized_image(node, diag, &image) && expect_theta(node, &image, diag) &&
+         infer_finish(node, DTYPE_F32, image, diag);
+}
+
+bool infer_grid_sample_grad_theta(Node *node, Diag *diag) {
+  if (!begin_image(node, diag)) return false;
+  const Shape *image = &node->inputs[0]->shape, *gradient = &node->inputs[2]->shape;
+  if (!expect_theta(node, image, diag) || !infer_expect_type(node, 2, "gradient", DTYPE_F32, diag) ||
+      !infer_expect_rank(node, 2, "gradient", 4, diag)) {
+    return false;
+  }
+  const Shape expected = {4, {image->dims[0], image->dims[1], gradient->dims[2], gradient->dims[3]}};
+  return expect_shape(node, 2, "gradient", &expected, diag) &&
+         infer_finish(node, DTYPE_F32, node->inputs[1]->shape, diag);
 }
 
 bool infer_pad_grad(Node *node, Diag *diag) {

@@ -96,6 +96,9 @@ bool infer_bn_update(Node *node, Diag *diag) {
     return node_error(diag, node, "dim expects 0 for the mean or 1 for the variance, found %lld",
                       (long long)node->attrs.dim);
   }
+  if (node->op_input_count > 3 && (!infer_expect_type(node, 3, "loss", DTYPE_F32, diag) ||
+                                   !infer_expect_rank(node, 3, "loss", 0, diag)))
+    return false;
   return infer_finish(node, DTYPE_F32, node->inputs[0]->shape, diag);
 }
 

@@ -10,7 +10,14 @@ bool infer_identity(Node *node, Diag *diag) { return infer_same(node, diag); }
 bool infer_convert(Node *node, Diag *diag) { return infer_same(node, diag); }
 
 bool infer_dropout(Node *node, Diag *diag) {
-  return infer_begin(node, diag) && infer_expect_type(node, 0, "input", DTYPE_F32, diag) && infer_same(node, diag);
+  if (!infer_begin(node, diag) || !infer_expect_type(node, 0, "input", DTYPE_F32, diag)) return false;
+  if (node->op_input_count > 1) {
+    const Shape expected = {1, {2}}, *found = &node->inputs[1]->shape;
+    if (!infer_expect_type(node, 1, "rng", DTYPE_I64, diag)) return false;
+    if (!shape_equal(found, &expected))
+      return node_error(diag, node, "rng expects shape [2], found %s", shape_text(found).text);
+  }
+  return infer_same(node, diag);
 }
 
 bool infer_flatten(Node *node, Diag *diag) {

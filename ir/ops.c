@@ -64,6 +64,12 @@ static const bool internal[OP_COUNT] = {
     [OP_ADAPTIVE_MAX_POOL2D_GRAD] = true,
     [OP_UPSAMPLE_GRAD] = true,
     [OP_PAD_GRAD] = true,
+    [OP_SGD_STEP] = true,
+    [OP_ADAM_STEP] = true,
+    [OP_SUM_SQUARES] = true,
+    [OP_PACK] = true,
+    [OP_GRID_SAMPLE_GRAD_INPUT] = true,
+    [OP_GRID_SAMPLE_GRAD_THETA] = true,
 #define OP(ENUM, op_name, least, most, attributes, op_layouts, rule)
 #define UNARY(ENUM, op_name, attributes) [OP_##ENUM##_GRAD] = true,
 #define BINARY(ENUM, op_name, attributes)

@@ -121,7 +121,7 @@ static bool expect_space(Parser *parser, Space *out_space) {
 }
 
 static bool parse_storage(Parser *parser, Storage *storage) {
-  static const char *const keys[] = {"index", "offset", "stride", "origin", "halo", "bytes"};
+  static const char *const keys[] = {"index", "offset", "stride", "origin", "halo", "bytes", "delta"};
   if (!expect_space(parser, &storage->space)) return false;
   if (!parser_accept_list(parser, '(')) return true;
   for (bool first = true; parser_next_item(parser, &first, ')');) {
@@ -147,6 +147,8 @@ static bool parse_storage(Parser *parser, Storage *storage) {
       }
     } else if (strcmp(key, "bytes") == 0) {
       valid = parser_expect_integer(parser, INT64_MIN, INT64_MAX, &storage->bytes);
+    } else if (strcmp(key, "delta") == 0) {
+      valid = parser_expect_integer(parser, INT64_MIN, INT64_MAX, &storage->delta);
     } else {
       valid = parser_unknown_key(parser, location, key, keys, sizeof keys / sizeof keys[0]);
     }
@@ -155,8 +157,15 @@ static bool parse_storage(Parser *parser, Storage *storage) {
   return !parser->statement_failed;
 }
 
+static bool parse_math(Parser *parser, MathMode *out_math) {
+  const Location location = parser_token(parser)->location;
+  const char *word = NULL;
+  if (!parser_expect_string(parser, &word)) return false;
+  return math_mode_parse(word, out_math) || parser_error(parser, location, "unknown arithmetic '%.80s'", word);
+}
+
 static bool parse_choice(Parser *parser, KernelChoice *choice) {
-  static const char *const keys[] = {"tile_pixels", "tile_blocks", "channel_chunk", "row_chunk"};
+  static const char *const keys[] = {"tile_pixels", "tile_blocks", "channel_chunk", "row_chunk", "math"};
   int32_t *const fields[] = {&choice->tile_pixels, &choice->tile_blocks, &choice->channel_chunk, &choice->row_chunk};
   const Location word_location = parser_token(parser)->location;
   const char *word = NULL;
@@ -171,9 +180,9 @@ static bool parse_choice(Parser *parser, KernelChoice *choice) {
     Location location;
     if (!parser_expect_key(parser, &key, &location)) return false;
     size_t at = 0;
-    while (at < 4 && strcmp(keys[at], key) != 0) at++;
-    if (at == 4) return parser_unknown_key(parser, location, key, keys, 4);
-    if (!parser_expect_int32(parser, fields[at])) return false;
+    while (at < 5 && strcmp(keys[at], key) != 0) at++;
+    if (at == 5) return parser_unknown_key(parser, location, key, keys, 5);
+    if (at == 4 ? !parse_math(parser, &choice->math) : !parser_expect_int32(parser, fields[at])) return false;
   }
   return !parser->statement_failed;
 }
@@ -196,6 +205,13 @@ static bool parse_suffix(Parser *parser, Node *node) {
       valid = parse_storage(parser, &node->storage);
     } else if (parser_accept_word(parser, "alias")) {
       valid = parse_alias(parser, node);
+    } else if (parser_accept_word(parser, "placed")) {
+      node->placed = true;
+      valid = parse_alias(parser, node);
+    } else if (parser_accept_word(parser, "filled")) {
+      node->filled = true;
+    } else if (parser_accept_word(parser, "hosted")) {
+      node->hosted = true;
     } else if (parser_accept_word(parser, "choice")) {
       valid = parse_choice(parser, &node->choice);
     } else if (parser_accept_word(parser, "layer")) {
@@ -205,7 +221,7 @@ static bool parse_suffix(Parser *parser, Node *node) {
     } else if (token.kind == TOKEN_WORD && layout_parse(token.text, &node->layout)) {
       lexer_next(&parser->lexer);
     } else {
-      return parser_expected(parser, "a layout, '@', alias, choice, layer or the end of the line");
+      return parser_expected(parser, "a layout, '@', alias, placed, filled, hosted, choice, layer or the end of the line");
     }
     if (!valid) return false;
   }
@@ -548,6 +564,78 @@ static bool parse_group(Parser *parser) {
   return true;
 }
 
+/* --- training -------------------------------------------------------------------------------------- */
+
+static bool parse_update(Parser *parser) {
+  Graph *graph = parser->graph;
+  const Location location = parser_token(parser)->location;
+  const char *name = NULL;
+  Node *node = NULL;
+  if (!parser_expect_name(parser, "a parameter's name", &name) || !parser_expect_sign(parser, '=') ||
+      !expect_value(parser, &node))
+    return false;
+  for (size_t i = 0; i < graph->parameter_count; i++) {
+    if (strcmp(graph->parameters[i].name, name) != 0) continue;
+    graph_add_update(graph, (int32_t)i, node);
+    return true;
+  }
+  return parser_error(parser, location, "there is no parameter '%.80s'", name);
+}
+
+static bool accept_loss(Parser *parser, OpCode *out_loss) {
+  for (OpCode op = 0; op < OP_COUNT; op++) {
+    if (!op_is_loss(op) || !parser_accept_word(parser, op_info(op)->name)) continue;
+    *out_loss = op;
+    return true;
+  }
+  return false;
+}
+
+static bool parse_objective(Parser *parser) {
+  Objective *objective = &parser->graph->objective;
+  accept_loss(parser, &objective->loss);
+  objective->accuracy = parser_accept_word(parser, "accuracy");
+  objective->error_rate = parser_accept_word(parser, "error_rate");
+  return true;
+}
+
+static bool parse_train(Parser *parser) {
+  TrainRequest *train = arena_new(parser->arena, TrainRequest);
+  if (!accept_loss(parser, &train->loss)) return parser_expected(parser, "cross_entropy, mse or bce_with_logits");
+  if (!parser_accept_word(parser, "of")) return parser_expected(parser, "of");
+  if (!parser_expect_name(parser, "a value's name", &train->of)) return false;
+  if (parser_accept_word(parser, optimizer_name(OPTIMIZER_ADAM))) {
+    train->optimizer = OPTIMIZER_ADAM;
+  } else if (!parser_accept_word(parser, optimizer_name(OPTIMIZER_SGD))) {
+    return parser_expected(parser, "sgd or adam");
+  }
+  train->nesterov = parser_accept_word(parser, "nesterov");
+  train->clip = parser_accept_word(parser, "clip");
+  train->accumulate = parser_accept_word(parser, "accumulate");
+  if (parser_accept_word(parser, "memory_limit") &&
+      !parser_expect_integer(parser, 0, INT64_MAX, &train->memory_limit))
+    return false;
+  parser->graph->train = train;
+  return true;
+}
+
+static bool parse_slot(Parser *parser) {
+  Graph *graph = parser->graph;
+  StateSlot slot = {0};
+  DataType dtype;
+  if (!parser_expect_name(parser, "a name", &slot.name) || !parser_expect_sign(parser, ':') ||
+      !expect_type(parser, &dtype, &slot.shape))
+    return false;
+  if (!parser_accept_word(parser, "offset")) return parser_expected(parser, "offset");
+  if (!parser_expect_integer(parser, 0, INT64_MAX, &slot.offset)) return false;
+  if (!parser_accept_word(parser, "group")) return parser_expected(parser, "group");
+  if (!parser_expect_int32(parser, &slot.group)) return false;
+  slot.decayed = parser_accept_word(parser, "decayed");
+  graph->slots = parser_grow(parser, graph->slots, graph->slot_count, sizeof *graph->slots);
+  graph->slots[graph->slot_count++] = slot;
+  return true;
+}
+
 static bool parse_memory(Parser *parser) {
   static const char *const keys[] = {"workspace_fixed", "workspace_per_batch", "prepared", "prepare_scratch"};
   Graph *graph = parser->graph;
@@ -568,7 +656,8 @@ static bool parse_memory(Parser *parser) {
 
 static bool parse_statement(Parser *parser) {
   static const char *const known[] = {"input", "parameter", "output", "hook_output", "layer",   "value",
-                                      "hook",  "group",     "labels", "max_batch",   "next_id", "memory", "gradient"};
+                                      "hook",  "group",     "labels", "max_batch",   "next_id", "memory", "gradient",
+                                      "update", "objective", "train", "slot", "group_rows", "recompute"};
   const Token token = *parser_token(parser);
   if (token.kind == TOKEN_VALUE) return parse_operation(parser);
   const char *word = NULL;
@@ -605,6 +694,18 @@ static bool parse_statement(Parser *parser) {
       return parse_memory(parser);
     case 12:
       return parse_gradient(parser);
+    case 13:
+      return parse_update(parser);
+    case 14:
+      return parse_objective(parser);
+    case 15:
+      return parse_train(parser);
+    case 16:
+      return parse_slot(parser);
+    case 17:
+      return parser_expect_int32(parser, &parser->graph->group_rows);
+    case 18:
+      return parser_expect_integer(parser, 0, INT64_MAX, &parser->graph->recompute);
     default:
       break;
   }

@@ -107,6 +107,7 @@ static const char *choice_text(Arena *arena, const KernelChoice *choice) {
   }
   if (choice->channel_chunk) text_format(&text, " channels %d", choice->channel_chunk);
   if (choice->row_chunk) text_format(&text, " rows %d", choice->row_chunk);
+  if (choice->math != MATH_FP32) text_format(&text, " in %s", math_mode_name(choice->math));
   return text.data;
 }
 
@@ -145,6 +146,10 @@ static void add_kernel(Table *table, const PlanKernel *kernel, size_t index) {
                                choice_text(table->arena, &kernel->choice), kernel->code);
   for (int32_t i = 0; i < kernel->input_count; i++) {
     add_operand(table, i < kernel->op_input_count ? "<-" : "<+", &kernel->inputs[i]);
+  }
+  for (int32_t i = 0; i < kernel->reduction_count; i++) {
+    add_operand(table, "->", &kernel->reductions[i].output);
+    table->rows[table->count - 1].cells[6] = op_info(kernel->reductions[i].op)->name;
   }
 }
 

@@ -14,6 +14,13 @@ typedef struct PlanTensor {
   Storage storage; /* fully placed */
 } PlanTensor;
 
+/* A reduction of a kernel's output that the kernel computes besides, of values as it makes them. */
+typedef struct PlanReduction {
+  OpCode op;
+  Attrs attrs;
+  PlanTensor output; /* a row per item of the kernel */
+} PlanReduction;
+
 typedef struct PlanKernel {
   const char *name; /* of the value */
   uint32_t node_id; /* of the node in the graph, for comparing with the interpreter */
@@ -25,9 +32,11 @@ typedef struct PlanKernel {
   int32_t input_count, op_input_count;
   EpilogueStep *epilogue;
   int32_t epilogue_count;
+  PlanReduction *reductions;
+  int32_t reduction_count;
   Location location;
   /* Index of the first kernel of the plan (counting prepare, then run) that needs exactly the same code: same op,
-   * attributes, shapes, layouts, strides, epilogue. Equal to its own index when it is the first. */
+   * attributes, shapes, layouts, strides, epilogue, reductions. Equal to its own index when it is the first. */
   uint32_t code;
   double flops, flops_fixed; /* per image; independent of the batch */
 } PlanKernel;
@@ -36,6 +45,7 @@ typedef struct PlanPort {
   const char *name;
   DataType dtype;
   Shape shape;
+  bool state; /* a parameter that run steps change */
 } PlanPort;
 
 typedef struct Plan {
@@ -48,6 +58,10 @@ typedef struct Plan {
   PlanPort *inputs, *outputs, *parameters;
   size_t input_count, output_count, parameter_count;
   size_t hook_output_count; /* the last outputs */
+  bool fixed_batch;         /* batched values of the workspace lie in its fixed part, for max_batch images */
+  const StateSlot *slots;   /* of a training step: what lies where in a row of the parameter `state` */
+  size_t slot_count;
+  int32_t group_rows; /* rows of `hyper`; 0: no training step */
   int64_t workspace_fixed, workspace_per_batch, prepared_bytes, prepare_scratch;
   const char *metadata; /* JSON, see kiln_program.metadata; never NULL */
   uint64_t identity; /* hash of everything above: names the prepared weights that fit */

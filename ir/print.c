@@ -150,12 +150,13 @@ static void print_storage(Text *text, const Node *node) {
     text_format(text, "=[%d,%d,%d,%d]", storage->halo[0], storage->halo[1], storage->halo[2], storage->halo[3]);
   }
   add_integer(&braces, "bytes", storage->bytes);
+  add_integer(&braces, "delta", storage->delta);
   close_braces(&braces);
 }
 
 static void print_choice(Text *text, const KernelChoice *choice) {
   if (choice->algorithm == ALGORITHM_DEFAULT && !choice->tile_pixels && !choice->tile_blocks &&
-      !choice->channel_chunk && !choice->row_chunk) {
+      !choice->channel_chunk && !choice->row_chunk && choice->math == MATH_FP32) {
     return;
   }
   const char *name = algorithm_name(choice->algorithm);
@@ -165,6 +166,10 @@ static void print_choice(Text *text, const KernelChoice *choice) {
   add_integer(&braces, "tile_blocks", choice->tile_blocks);
   add_integer(&braces, "channel_chunk", choice->channel_chunk);
   add_integer(&braces, "row_chunk", choice->row_chunk);
+  if (choice->math != MATH_FP32) {
+    next_item(&braces, "math=");
+    text_add_json(text, math_mode_name(choice->math));
+  }
   close_braces(&braces);
 }
 
@@ -177,9 +182,11 @@ static void print_suffix(Printer *printer, const Node *node) {
   }
   print_storage(text, node);
   if (node->alias) {
-    text_add(text, " alias ");
+    text_add(text, node->placed ? " placed " : " alias ");
     print_value(printer, node->alias);
   }
+  if (node->filled) text_add(text, " filled");
+  if (node->hosted) text_add(text, " hosted");
   print_choice(text, &node->choice);
   if (node->layer != LAYER_NONE && node->op != OP_PARAMETER) text_format(text, " layer %u", node->layer);
 }
@@ -351,6 +358,13 @@ static void print_names(Printer *printer, const bool *present) {
     print_value(printer, graph->outputs[i].node);
     text_add(text, "\n");
   }
+  for (size_t i = 0; i < graph->update_count; i++) {
+    text_add(text, "  update ");
+    print_name(text, graph->parameters[graph->updates[i].parameter].name);
+    text_add(text, " = ");
+    print_value(printer, graph->updates[i].node);
+    text_add(text, "\n");
+  }
   for (size_t i = 0; i < graph->layer_count; i++) {
     const Layer *layer = &graph->layers[i];
     text_add(text, "  layer ");
@@ -372,6 +386,34 @@ static void print_names(Printer *printer, const bool *present) {
     }
     text_add(text, "\n");
   }
+}
+
+static void print_training(Text *text, const Graph *graph) {
+  const Objective *objective = &graph->objective;
+  if (objective->loss != OP_INPUT || objective->accuracy || objective->error_rate) {
+    text_format(text, "  objective%s%s", objective->loss != OP_INPUT ? " " : "",
+                objective->loss != OP_INPUT ? op_info(objective->loss)->name : "");
+    text_format(text, "%s%s\n", objective->accuracy ? " accuracy" : "", objective->error_rate ? " error_rate" : "");
+  }
+  const TrainRequest *train = graph->train;
+  if (train) {
+    text_format(text, "  train %s of ", op_info(train->loss)->name);
+    print_name(text, train->of);
+    text_format(text, " %s%s%s%s", optimizer_name(train->optimizer), train->nesterov ? " nesterov" : "",
+                train->clip ? " clip" : "", train->accumulate ? " accumulate" : "");
+    if (train->memory_limit) text_format(text, " memory_limit %lld", (long long)train->memory_limit);
+    text_add(text, "\n");
+  }
+  for (size_t i = 0; i < graph->slot_count; i++) {
+    const StateSlot *slot = &graph->slots[i];
+    text_add(text, "  slot ");
+    print_name(text, slot->name);
+    print_type(text, DTYPE_F32, &slot->shape);
+    text_format(text, " offset %lld group %d%s\n", (long long)slot->offset, slot->group,
+                slot->decayed ? " decayed" : "");
+  }
+  if (graph->group_rows) text_format(text, "  group_rows %d\n", graph->group_rows);
+  if (graph->recompute) text_format(text, "  recompute %lld\n", (long long)graph->recompute);
 }
 
 static void print_requests(Printer *printer) {
@@ -409,6 +451,7 @@ static void print_requests(Printer *printer) {
     print_strings(text, request->wrt, request->wrt_count);
     text_add(text, request->hook ? " hook\n" : "\n");
   }
+  print_training(text, graph);
   for (size_t i = 0; i < graph->group_count; i++) {
     const Group *group = &graph->groups[i];
     text_add(text, "  group ");

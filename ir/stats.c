@@ -56,7 +56,8 @@ bool infer_stats_partial(Node *node, Diag *diag) {
                       double_text(node->attrs.high, high));
   }
   const StatsBlocks blocks = stats_blocks(&node->inputs[0]->shape);
-  const Shape shape = {3, {blocks.images, blocks.groups * blocks.chunks, STATS_FIELDS + node->attrs.bins}};
+  const int64_t rows = node->attrs.parts > 0 ? node->attrs.parts : blocks.groups * blocks.chunks;
+  const Shape shape = {3, {blocks.images, rows, STATS_FIELDS + node->attrs.bins}};
   return infer_finish(node, DTYPE_F32, shape, diag);
 }
 
@@ -112,8 +113,19 @@ static void add_distance(void *context, double value) {
   summary->m2 += (value - summary->mean) * (value - summary->mean);
 }
 
-void eval_stats_partial(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
+/* Which elements a kernel's items hold is not known here, nor does it matter: runs of about equal length. */
+static StatsBlocks blocks_of(const Node *node) {
   StatsBlocks blocks = stats_blocks(&node->inputs[0]->shape);
+  if (node->attrs.parts == 0) return blocks;
+  blocks.height *= blocks.channels * blocks.width;
+  blocks.channels = blocks.width = blocks.groups = 1;
+  blocks.chunks = node->attrs.parts;
+  blocks.rows = ceil_div(blocks.height, blocks.chunks);
+  return blocks;
+}
+
+void eval_stats_partial(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
+  StatsBlocks blocks = blocks_of(node);
   if (blocks.images == DIM_BATCH) blocks.images = inputs[0]->shape.dims[0];
   const int64_t per_image = blocks.groups * blocks.chunks, size = blocks.channels * blocks.height * blocks.width;
   memset(output->data, 0, (size_t)(blocks.images * per_image * (STATS_FIELDS + node->attrs.bins)) * sizeof(double));
@@ -122,7 +134,7 @@ void eval_stats_partial(const Node *node, const EvalTensor *const *inputs, EvalT
     const double *image = inputs[0]->data + i / per_image * size;
     Summary summary = {.range = stats_range(&node->attrs), .bins = node->attrs.bins, .counts = row + STATS_FIELDS};
     visit_block(&blocks, i % per_image, image, summarise, &summary);
-    summary.mean = summary.sum / summary.count;
+    summary.mean = summary.count > 0 ? summary.sum / summary.count : 0; /* of the last parts nothing may be left */
     visit_block(&blocks, i % per_image, image, add_distance, &summary);
     row[STATS_COUNT] = summary.count;
     row[STATS_MEAN] = (float)summary.mean;

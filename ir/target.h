@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "types.h"
+
 typedef struct Target {
   const char *triple; /* "x86_64-pc-linux-gnu" */
   const char *isa;    /* "x86-64-v4", "aarch64": the instructions that the code may use */
@@ -13,7 +15,17 @@ typedef struct Target {
   int32_t vector_registers; /* how many of them: 32 or 16 */
   bool fma;                 /* has fused multiply-add */
   bool broadcast_operand;   /* a multiply-add can broadcast a scalar from memory (AVX-512) */
-  int64_t l1_bytes, l2_bytes; /* per core */
+  bool hosts_reductions;    /* kernels can compute reductions of their output besides: see passes/reductions.c */
+  int64_t l1_bytes, l2_bytes; /* per core; l2 of a GPU: of the device */
+  /* In which order images lie that kernels prefer: LAYOUT_CHANNEL_LAST, or vectors of channels in blocks (any other).
+   * With the former, kernels test bounds themselves (values get no halo), and filters are LAYOUT_FILTER_LAST. */
+  LayoutKind image_layout;
+  MathMode math;           /* of convolutions and matrix products */
+  /* GPUs; 0 otherwise */
+  const char *device;      /* "NVIDIA H200", or NULL */
+  int32_t arch;            /* compute capability: 10 * major + minor */
+  int32_t multiprocessors;
+  int64_t shared_bytes;    /* most shared memory of a block */
 } Target;
 
 #endif

@@ -36,6 +36,23 @@ bool data_type_parse(const char *name, DataType *out_type) {
   return false;
 }
 
+/* --- arithmetic ------------------------------------------------------------------------------------ */
+
+static const char *const math_modes[MATH_COUNT] = {
+    [MATH_FP32] = "fp32", [MATH_3XTF32] = "3xtf32", [MATH_TF32] = "tf32", [MATH_BF16] = "bf16", [MATH_FP16] = "fp16",
+};
+
+const char *math_mode_name(MathMode math) { return (unsigned)math < MATH_COUNT ? math_modes[math] : "?"; }
+
+bool math_mode_parse(const char *name, MathMode *out_math) {
+  for (int math = 0; math < MATH_COUNT; math++) {
+    if (strcmp(name, math_modes[math]) != 0) continue;
+    *out_math = (MathMode)math;
+    return true;
+  }
+  return false;
+}
+
 /* --- shapes ---------------------------------------------------------------------------------------- */
 
 Shape shape_of(int32_t rank, const int64_t *dims) {
@@ -104,6 +121,8 @@ static const LayoutName layout_names[] = {
     [LAYOUT_MATRIX_BLOCK] = {"oi", "o", true},   [LAYOUT_VECTOR_BLOCK] = {"c", "", true},
     [LAYOUT_FILTER_WINOGRAD2] = {"wino23o", "", true},  [LAYOUT_FILTER_WINOGRAD4] = {"wino43o", "", true},
     [LAYOUT_TILES_WINOGRAD2] = {"tiles23c", "", true},  [LAYOUT_TILES_WINOGRAD4] = {"tiles43c", "", true},
+    [LAYOUT_FILTER_LAST] = {"ohwi", "", true},
+    [LAYOUT_BATCH_BLOCK] = {"n", "chw", true},
 };
 
 enum { LAYOUT_COUNT = sizeof layout_names / sizeof layout_names[0], LARGEST_BLOCK = 1024 };

@@ -33,6 +33,15 @@ const char *data_type_name(DataType type);
 int64_t data_type_bytes(DataType type);
 bool data_type_parse(const char *name, DataType *out_type);
 
+/* --- arithmetic ------------------------------------------------------------------------------------ */
+/* How matrix products are computed; sums are always f32. MATH_3XTF32 adds three products of 11-bit parts and is nearly
+ * as exact as MATH_FP32. */
+typedef enum MathMode { MATH_FP32, MATH_3XTF32, MATH_TF32, MATH_BF16, MATH_FP16, MATH_COUNT } MathMode;
+
+/* "fp32", "3xtf32", "tf32", "bf16", "fp16". */
+const char *math_mode_name(MathMode math);
+bool math_mode_parse(const char *name, MathMode *out_math);
+
 /* --- shapes ---------------------------------------------------------------------------------------- */
 enum { SHAPE_MAX_RANK = 6 };
 
@@ -70,6 +79,8 @@ typedef enum LayoutKind {
   LAYOUT_FILTER_WINOGRAD4, /* "wino43o32": the same for F(4×4,3×3) */
   LAYOUT_TILES_WINOGRAD2,  /* "tiles23c16": an image cut into overlapping tiles, each transformed for F(2×2,3×3) */
   LAYOUT_TILES_WINOGRAD4,  /* "tiles43c16": the same for F(4×4,3×3) */
+  LAYOUT_BATCH_BLOCK, /* "n16chw": [N/b][…][b], b images side by side; any rank from 1, the first dimension the batch */
+  LAYOUT_FILTER_LAST, /* "ohwi4": filters [K,C,R,S] as [K][R][S][C], C padded with zeros to a multiple of b */
 } LayoutKind;
 
 typedef struct Layout {
@@ -98,6 +109,9 @@ const char *space_name(Space space);
 /* Filled by the passes `strides` and `memory`. Strides are in elements.
  * CHANNEL_BLOCK: stride[1] steps one *block* of channels; the b lanes of a block are adjacent.
  * FILTER_BLOCK and MATRIX_BLOCK: stride[0] steps one block of filters, whose b lanes are adjacent.
+ * BATCH_BLOCK: stride[0] steps one block of images, whose b lanes are adjacent; `bytes` is an image's share of its block,
+ * and memory is there for whole blocks. Lanes behind the last image repeat it: they are as finite as what they repeat,
+ * and only sums over the batch leave them out. Programs for training only.
  * Element [0,0,0,0] lies at `offset` bytes + origin elements: the halo lies before it.
  * A batched value in SPACE_WORKSPACE lives in the per-image part: its address for batch B is
  *   workspace + fixed_bytes + B * offset, images at distance stride[0]; so a small batch uses a compact arena. */
@@ -109,6 +123,7 @@ typedef struct Storage {
   int64_t origin;                  /* elements from the start of the buffer to logical [n=0, 0, 0, 0] */
   int32_t halo[4];                 /* zero elements around H and W: top, left, bottom, right */
   int64_t bytes;                   /* buffer size; of one image when batched */
+  int64_t delta;                   /* bytes from there to a view of a part; whatever the batch */
 } Storage;
 
 #endif

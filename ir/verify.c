@@ -7,6 +7,7 @@
 #include "graph.h"
 #include "name_map.h"
 #include "winograd.h"
+#include "work.h"
 
 typedef struct Verifier {
   const Graph *graph;
@@ -202,6 +203,8 @@ static bool check_layout(const Verifier *verifier, const Node *node) {
       [LAYOUT_MATRIX_BLOCK] = {2, true},     [LAYOUT_VECTOR_BLOCK] = {1, true},
       [LAYOUT_FILTER_WINOGRAD2] = {4, true}, [LAYOUT_FILTER_WINOGRAD4] = {4, true},
       [LAYOUT_TILES_WINOGRAD2] = {4, true},  [LAYOUT_TILES_WINOGRAD4] = {4, true},
+      [LAYOUT_FILTER_LAST] = {4, true},
+      [LAYOUT_BATCH_BLOCK] = {-1, true},
   };
   const Layout layout = node->layout;
   if ((unsigned)layout.kind >= sizeof rules / sizeof rules[0]) {
@@ -227,7 +230,9 @@ static bool storage_extent(const Node *node, int64_t *out_first, int64_t *out_la
     int64_t count = node->shape.dims[d] == DIM_BATCH ? 1 : node->shape.dims[d];
     const bool tiles = layout_is_winograd_tiles(kind), filter = winograd_outputs(kind) > 0 && !tiles;
     const bool split = ((kind == LAYOUT_CHANNEL_BLOCK || tiles) && d == 1) ||
-                       ((kind == LAYOUT_FILTER_BLOCK || kind == LAYOUT_MATRIX_BLOCK || filter) && d == 0);
+                       ((kind == LAYOUT_FILTER_BLOCK || kind == LAYOUT_MATRIX_BLOCK || kind == LAYOUT_BATCH_BLOCK ||
+                         filter) &&
+                        d == 0);
     if ((tiles || filter) && d >= 2) count = winograd_outputs(kind) + WINOGRAD_TAPS - 1;
     if (split) count = ceil_div(count, node->layout.block);
     int64_t span = 0, *end = storage->stride[d] < 0 ? &first : &last;
@@ -249,7 +254,7 @@ static bool check_space(const Verifier *verifier, const Node *node) {
     case SPACE_NONE:
       return true;
     case SPACE_WORKSPACE:
-      limit = batched ? graph->workspace_per_batch : graph->workspace_fixed;
+      limit = batched && !graph_fixes_batch(graph) ? graph->workspace_per_batch : graph->workspace_fixed;
       break;
     case SPACE_PREPARED:
       limit = graph->prepared_bytes;
@@ -277,7 +282,8 @@ static bool check_space(const Verifier *verifier, const Node *node) {
     limit = INT64_MAX;
   }
   int64_t end = 0;
-  if (storage->offset < 0 || storage->bytes < 0 || !checked_add(storage->offset, storage->bytes, &end) || end > limit) {
+  if (storage->offset < 0 || storage->bytes < 0 || storage->delta < 0 ||
+      !checked_add(storage->offset, storage->bytes, &end) || end > limit) {
     return broken(verifier, node, "storage", "%lld bytes at offset %lld of the %s are outside its %lld bytes",
                   (long long)storage->bytes, (long long)storage->offset, space_name(storage->space), (long long)limit);
   }
@@ -293,9 +299,12 @@ static bool check_storage(const Verifier *verifier, const Node *node) {
     }
   }
   if (storage->space != SPACE_NONE) {
-    int64_t first = 0, last = 0, end = 0;
+    int64_t first = 0, last = 0, end = 0, bytes = storage->bytes;
+    /* images that lie side by side share their bytes */
+    bool shared = node->layout.kind == LAYOUT_BATCH_BLOCK && shape_batched(&node->shape);
+    if (shared && !checked_mul(bytes, node->layout.block, &bytes)) bytes = INT64_MAX;
     if (!storage_extent(node, &first, &last) || first < 0 || !checked_add(last, 1, &end) ||
-        !checked_mul(end, data_type_bytes(node->dtype), &end) || end > storage->bytes) {
+        !checked_mul(end, data_type_bytes(node->dtype), &end) || end > bytes) {
       return broken(verifier, node, "storage", "elements %lld to %lld lie outside the buffer of %lld bytes",
                     (long long)first, (long long)last, (long long)storage->bytes);
     }
@@ -309,6 +318,30 @@ static bool check_storage(const Verifier *verifier, const Node *node) {
   if (alias->storage.space != storage->space || alias->storage.index != storage->index ||
       alias->storage.offset != storage->offset) {
     return broken(verifier, node, "alias", "the value shares the storage of %%%u, but lies elsewhere", alias->id);
+  }
+  int64_t first = 0, last = 0, end = 0;
+  if (storage->delta > 0 && storage->space != SPACE_NONE &&
+      (!storage_extent(node, &first, &last) || !checked_add(last, 1, &end) ||
+       !checked_mul(end, data_type_bytes(node->dtype), &end) || !checked_add(end, storage->delta, &end) ||
+       end > alias->storage.bytes)) {
+    return broken(verifier, node, "alias", "the value reaches beyond the %lld bytes of %%%u that it is part of",
+                  (long long)alias->storage.bytes, alias->id);
+  }
+  return true;
+}
+
+/* A hosted reduction leaves a row per item of its host. */
+static bool check_hosted(const Verifier *verifier, const Node *node) {
+  if (!node->hosted) return true;
+  if (node->op != OP_STATS_PARTIAL)
+    return broken(verifier, node, "hosted", "no kernel can compute this operation besides its own");
+  const Node *host = node->inputs[0];
+  const int64_t parts = work_parts(host);
+  if (!node_has_kernel(host) || parts == 0)
+    return broken(verifier, node, "hosted", "the kernel of %%%u cannot compute reductions", host->id);
+  if (node->attrs.parts != parts) {
+    return broken(verifier, node, "hosted", "the kernel of %%%u has %lld parts, found %lld", host->id,
+                  (long long)parts, (long long)node->attrs.parts);
   }
   return true;
 }
@@ -368,6 +401,56 @@ static bool check_ports(const Verifier *verifier) {
   return valid;
 }
 
+/* --- updates --------------------------------------------------------------------------------------- */
+
+/* Ops that read an element before they write it. */
+static bool updates_in_place(OpCode op) { return op == OP_SGD_STEP || op == OP_ADAM_STEP || op == OP_BN_UPDATE; }
+
+/* Whether a kernel that reads the node reads memory of `parameter`: storage says so once it is laid out, before that
+ * all that may become a view counts. */
+static bool reads_memory_of(const Node *node, const Node *parameter, const bool *derived) {
+  if (node == parameter || (node->alias == parameter && !node->placed)) return true;
+  if (node->storage.bytes > 0 || node->input_count != 1) return false;
+  const bool view = node->op == OP_RESHAPE || node->op == OP_SLICE || node->op == OP_FLATTEN || node->op == OP_IDENTITY;
+  return view && derived[node->inputs[0]->id];
+}
+
+static bool check_update(const Verifier *verifier, const Update *update, bool *derived) {
+  const Graph *graph = verifier->graph;
+  if (update->parameter < 0 || (size_t)update->parameter >= graph->parameter_count)
+    return graph_broken(verifier, "update", "there is no parameter %d", update->parameter);
+  const Node *node = update->node, *parameter = graph->parameters[update->parameter].node;
+  const char *name = graph->parameters[update->parameter].name;
+  if (!node || !in_array(verifier, node) || !parameter || !in_array(verifier, parameter))
+    return graph_broken(verifier, "update", "the update of '%s' has no value in the graph", name);
+  if (!updates_in_place(node->op) || node->inputs[0] != parameter)
+    return broken(verifier, node, "update", "'%s' is not updated by an operation that takes it first", name);
+  memset(derived, 0, graph->next_id * sizeof *derived);
+  for (size_t i = 0; i < graph->node_count; i++) {
+    const Node *reader = graph->nodes[i];
+    derived[reader->id] = reads_memory_of(reader, parameter, derived);
+    for (int32_t k = 0; i > verifier->position[node->id] && k < reader->input_count; k++) {
+      if (derived[reader->inputs[k]->id])
+        return broken(verifier, reader, "update", "it reads '%s', which %%%u has changed by then", name, node->id);
+    }
+  }
+  return true;
+}
+
+static bool check_updates(const Verifier *verifier) {
+  const Graph *graph = verifier->graph;
+  bool *derived = graph->update_count ? arena_array(graph->arena, graph->next_id, bool) : NULL;
+  bool valid = true;
+  for (size_t i = 0; i < graph->update_count; i++) {
+    for (size_t k = 0; k < i; k++) {
+      if (graph->updates[k].parameter == graph->updates[i].parameter)
+        valid = graph_broken(verifier, "update", "parameter %d is updated twice", graph->updates[i].parameter);
+    }
+    if (!check_update(verifier, &graph->updates[i], derived)) valid = false;
+  }
+  return valid;
+}
+
 bool graph_verify(const Graph *graph, const char *pass, Diag *diag) {
   Verifier verifier = {.graph = graph,
                        .pass = pass,
@@ -392,9 +475,10 @@ bool graph_verify(const Graph *graph, const char *pass, Diag *diag) {
     if (node->layer != LAYER_NONE && node->layer >= graph->layer_count) {
       valid = broken(&verifier, node, "layer", "the node belongs to layer %u of %zu", node->layer, graph->layer_count);
     }
-    if (!check_layout(&verifier, node) || !check_storage(&verifier, node)) valid = false;
+    if (!check_layout(&verifier, node) || !check_hosted(&verifier, node) || !check_storage(&verifier, node)) valid = false;
   }
   if (!check_outputs(&verifier)) valid = false;
   if (!check_ports(&verifier)) valid = false;
+  if (!check_updates(&verifier)) valid = false;
   return valid;
 }

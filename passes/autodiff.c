@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "grad.h"
+#include "hook_stats.h"
 #include "passes.h"
 
 /* --- inputs ---------------------------------------------------------------------------------------- */
@@ -160,5 +161,5 @@ bool pass_autodiff(Graph *graph, const PassOptions *options, Diag *diag) {
     if (!differentiate(graph, &graph->gradients[i], own_inputs, options->scratch, diag)) return false;
   }
   graph->gradient_count = 0;
-  return true;
+  return hook_gradient_stats(graph, options->scratch, diag);
 }

@@ -9,7 +9,9 @@
  * Scale and shift depend on parameters only and are computed once. As element-wise ops the two join the epilogue of
  * whatever makes %x.
  *
- * Requires: shapes. Guarantees: no inference batch norm is left; %y keeps its id and name. */
+ * Statistics of a batch stay: subtracting the mean first rounds less, and the norm is a kernel of its own anyhow.
+ *
+ * Requires: shapes. Guarantees: no batch norm with constant statistics is left; %y keeps its id and name. */
 #include "passes.h"
 #include "rewrite.h"
 
@@ -37,9 +39,11 @@ static bool expand(Rewrite *rewrite, Node *norm) {
 bool pass_expand_bn(Graph *graph, const PassOptions *options, Diag *diag) {
   Rewrite rewrite;
   rewrite_init(&rewrite, graph, options->scratch, diag);
+  const bool *constant = graph_mark_prepared(graph, options->scratch);
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
-    if (node->op == OP_BATCH_NORM && !node->attrs.training && !node->epilogue_count && !expand(&rewrite, node))
+    if (node->op == OP_BATCH_NORM && !node->attrs.training && !node->epilogue_count && constant[node->inputs[4]->id] &&
+        !expand(&rewrite, node))
       return false;
     rewrite_append(&rewrite, node);
   }

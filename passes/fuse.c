@@ -24,6 +24,7 @@ static bool hosts_epilogue(const Node *node) {
     case OP_CONV_TRANSPOSE2D:
     case OP_LINEAR:
     case OP_MATMUL:
+    case OP_BATCH_NORM: /* of training: given its statistics */
     case OP_MAX_POOL2D:
     case OP_AVG_POOL2D:
     case OP_ADAPTIVE_AVG_POOL2D:

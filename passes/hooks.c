@@ -7,7 +7,7 @@
  *   before: hook "body" gradient store, output logits   after: gradient logits class wrt ["body"] hook
  *
  * A gradient hook asks `autodiff` for the gradient of the class scores, which are the graph's first output, with
- * respect to the values; it adds the outputs "hook.grad.body".
+ * respect to the values; it adds the outputs "hook.grad.body", or "hook.grad.stats.body" for statistics.
  *
  * An output keeps its value from being erased by later passes, so a stored activation is exactly the value that the
  * description names. Patterns are matched against all value names, layers and blocks alike; a value that several
@@ -17,13 +17,6 @@
  * one, of the value names; gradient hooks are one request. */
 #include "hook_stats.h"
 #include "passes.h"
-
-static bool hook_supported(const Hook *hook, Diag *diag) {
-  if (hook->kind == HOOK_ACTIVATION || hook->action == HOOK_STORE) return true;
-  diag_error(diag, hook->location, "hook '%s': gradients are only stored by this version, found action '%s'",
-             hook->pattern, hook->action == HOOK_STATS ? "stats" : "call");
-  return false;
-}
 
 static void report_no_match(const Graph *graph, const Hook *hook, Arena *scratch, Diag *diag) {
   const char **names = arena_array(scratch, graph->value_name_count + 1, const char *);
@@ -65,14 +58,13 @@ bool pass_hooks(Graph *graph, const PassOptions *options, Diag *diag) {
   hook_stats_init(&stats, graph, options->scratch, diag);
   for (size_t h = 0; h < graph->hook_count; h++) {
     const Hook *hook = &graph->hooks[h];
-    if (!hook_supported(hook, diag)) continue;
     bool matched = false;
     for (size_t i = 0; i < graph->value_name_count; i++) {
       const ValueName *value = &graph->value_names[i];
       if (!pattern_match(hook->pattern, value->name)) continue;
       matched = true;
-      if (hook->action == HOOK_STATS) {
-        hook_stats_add(&stats, i, hook);
+      if (hook->kind == HOOK_ACTIVATION && hook->action == HOOK_STATS) {
+        hook_stats_add_activation(&stats, i, hook);
         continue;
       }
       if (stored[hook->kind][i]) continue;

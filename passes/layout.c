@@ -16,28 +16,13 @@
  * plain values of their own, not parameters, inputs or prepared; no kernel of a run reads a parameter as loaded. */
 #include <string.h>
 
+#include "layout.h"
+
 #include "base/checked.h"
 #include "passes.h"
-#include "rewrite.h"
 #include "stats.h"
 
 enum { DEFAULT_LANES = 16 };
-
-/* A form of a value that was made for a consumer. */
-typedef struct Form {
-  Layout layout;
-  int32_t rank;
-  Node *node;
-  struct Form *next;
-} Form;
-
-typedef struct LayoutState {
-  Rewrite rewrite;
-  Graph *graph;
-  int32_t lanes;
-  const bool *prepared;
-  Form **forms; /* by id of the original value */
-} LayoutState;
 
 static const Layout plain = {LAYOUT_PLAIN, 0};
 
@@ -79,9 +64,7 @@ static Form *form_find(const LayoutState *state, const Node *value, Layout layou
   return NULL;
 }
 
-/* `value` reshaped to `shape` (same elements) in `layout`, through a new node even when the layout is the same.
- * NULL after a report. */
-static Node *form_make(LayoutState *state, Node *value, const Shape *shape, Layout layout, const Node *consumer) {
+Node *form_make(LayoutState *state, Node *value, const Shape *shape, Layout layout, const Node *consumer) {
   Form *form = form_find(state, value, layout, shape->rank);
   if (form) return form->node;
   Node *source = value;
@@ -99,11 +82,11 @@ static Node *form_make(LayoutState *state, Node *value, const Shape *shape, Layo
   return node;
 }
 
-static bool need_layout(LayoutState *state, Node *node, int32_t i, Layout layout) {
+bool need_layout(LayoutState *state, Node *node, int32_t i, Layout layout) {
   Node *value = node->inputs[i];
   bool direct = layout_equal(value->layout, layout);
   /* Parameters are at hand when weights are prepared, not when the program runs. */
-  if (value->op == OP_PARAMETER && !state->prepared[node->id]) direct = false;
+  if (value->op == OP_PARAMETER && !state->prepared[node->id] && !state->updated[value->id]) direct = false;
   if (direct) return true;
   Node *form = form_make(state, value, &value->shape, layout, node);
   if (!form) return false;
@@ -111,7 +94,7 @@ static bool need_layout(LayoutState *state, Node *node, int32_t i, Layout layout
   return true;
 }
 
-static bool need_plain(LayoutState *state, Node *node) {
+bool need_plain(LayoutState *state, Node *node) {
   for (int32_t i = 0; i < node->input_count; i++)
     if (!need_layout(state, node, i, plain)) return false;
   return true;
@@ -213,6 +196,7 @@ static bool wants_blocked(const Node *node, int32_t lanes) {
         return operands_fit(node, 0);
     return false;
   }
+  if (node->op == OP_DROPOUT && node->op_input_count > 1) return false;
   if (node->op == OP_CONCAT) {
     int64_t dim = node->attrs.dim < 0 ? node->attrs.dim + 4 : node->attrs.dim;
     bool any = false;
@@ -309,9 +293,14 @@ bool pass_layout(Graph *graph, const PassOptions *options, Diag *diag) {
   LayoutState state = {.graph = graph, .lanes = options->target ? options->target->vector_lanes : DEFAULT_LANES};
   rewrite_init(&state.rewrite, graph, options->scratch, diag);
   state.prepared = mark_prepare_phase(graph, options->scratch);
+  state.updated = graph_mark_updated(graph, options->scratch);
   state.forms = arena_array(options->scratch, graph->next_id, Form *);
+  const bool channel_last = options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST;
+  bool (*const lay_out)(LayoutState *, Node *) = channel_last                              ? layout_channel_last_node
+                                                 : is_batch_blocked_step(graph, options) ? layout_training_node
+                                                                                         : layout_node;
   for (size_t i = 0; i < graph->node_count; i++) {
-    if (!layout_node(&state, graph->nodes[i])) return false;
+    if (!lay_out(&state, graph->nodes[i])) return false;
     rewrite_append(&state.rewrite, graph->nodes[i]);
   }
   if (!layout_outputs(&state)) return false;

@@ -1,12 +1,12 @@
 /* memory: gives every value its place.
  *
  *   batched values of a run      → workspace, per-image part: offset * batch   (images of a value stay together)
- *   other values of a run        → workspace, fixed part
+ *   other values of a run        → workspace, fixed part; in a training step batched ones too, for the largest batch
  *   prepared values runs read    → prepared blob, one after the other
  *   other prepared values        → scratch of the prepare phase
  *   outputs, inputs, parameters  → the caller's memory
  *
- * A value lives from the kernel that makes it to its last reader, both included, so no kernel's output overlaps its
+ * A hosted reduction lives from its input's kernel on. A value lives from the kernel that makes it to its last reader, both included, so no kernel's output overlaps its
  * inputs. Aliases extend the life of their owner.
  *
  * Requires: strides. Guarantees: all offsets are multiples of 64; values alive at the same time do not overlap; the
@@ -35,11 +35,17 @@ static Node *owner_of(Node *node) { return node->alias ? node->alias : node; }
 static Lifetimes collect_lifetimes(const Graph *graph, const bool *prepared, Arena *scratch) {
   Lifetimes lives = {arena_array(scratch, graph->next_id, int32_t), arena_array(scratch, graph->next_id, int32_t),
                      arena_array(scratch, graph->next_id, bool), arena_array(scratch, graph->next_id, int32_t)};
-  for (size_t i = 0; i < graph->next_id; i++) lives.output[i] = -1;
+  for (size_t i = 0; i < graph->next_id; i++) lives.output[i] = -1, lives.first[i] = INT32_MAX;
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
-    if (node->alias) continue; /* no kernel: reads nothing */
-    lives.first[node->id] = lives.last[node->id] = (int32_t)i;
+    if (node->alias && !node->placed) continue; /* no kernel: reads nothing */
+    const uint32_t written = owner_of(node)->id;
+    if ((int32_t)i < lives.first[written]) lives.first[written] = (int32_t)i;
+    lives.last[written] = (int32_t)i;
+    if (node->hosted) { /* written when its input is, and reads no memory */
+      lives.first[node->id] = lives.first[node->inputs[0]->id];
+      continue;
+    }
     for (int32_t j = 0; j < node->input_count; j++) {
       uint32_t owner = owner_of(node->inputs[j])->id;
       lives.last[owner] = (int32_t)i;
@@ -77,7 +83,7 @@ static void copy_place_to_aliases(Graph *graph) {
     if (!node->alias) continue;
     node->storage.space = node->alias->storage.space;
     node->storage.index = node->alias->storage.index;
-    node->storage.offset = node->alias->storage.offset;
+    node->storage.offset = node->alias->storage.offset; /* plus delta, which is the node's own */
   }
 }
 
@@ -126,7 +132,10 @@ bool pass_memory(Graph *graph, const PassOptions *options, Diag *diag) {
       pool_add(&prepare, node, size, &lives);
     } else {
       storage->space = SPACE_WORKSPACE;
-      pool_add(shape_batched(&node->shape) ? &images : &fixed, node, size, &lives);
+      const bool batched = shape_batched(&node->shape);
+      if (batched && graph_fixes_batch(graph) && !checked_mul(size, round_up(graph->max_batch, BATCH_UNIT), &size))
+        return node_error(diag, node, "the value's size in memory exceeds 2^63 - 1 bytes");
+      pool_add(batched && !graph_fixes_batch(graph) ? &images : &fixed, node, size, &lives);
     }
   }
   if (!pool_place(&images, scratch, &graph->workspace_per_batch) ||

@@ -22,14 +22,18 @@ typedef struct PassOptions {
 #define PASSES(PASS)    \
   PASS(infer, false)    \
   PASS(hooks, false)    \
+  PASS(train, false)    \
   PASS(autodiff, false) \
   PASS(lower, false)    \
   PASS(simplify, true)  \
   PASS(fold_bn, true)   \
   PASS(expand_bn, false) \
+  PASS(recompute, false) \
+  PASS(backward, true)  \
   PASS(fuse, true)      \
   PASS(layout, false)   \
   PASS(select, false)   \
+  PASS(reductions, true) \
   PASS(strides, false)  \
   PASS(memory, false)
 

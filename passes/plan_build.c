@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kiln_abi.h"
 #include "passes.h"
 #include "rewrite.h"
 
@@ -42,6 +43,7 @@ typedef struct Signature {
   Arena *arena;
   uint64_t *words;
   size_t count, capacity;
+  bool aligned; /* code depends on how far operands are aligned */
 } Signature;
 
 static void sign(Signature *signature, uint64_t word) {
@@ -70,6 +72,7 @@ static void sign_tensor(Signature *signature, const PlanTensor *tensor) {
   sign(signature, (uint64_t)storage->origin);
   for (int side = 0; side < 4; side++) sign(signature, (uint64_t)storage->halo[side]);
   sign(signature, (uint64_t)storage->bytes);
+  if (signature->aligned) sign(signature, (uint64_t)(storage->delta % KILN_ALIGNMENT));
 }
 
 static void sign_kernel(Signature *signature, const PlanKernel *kernel) {
@@ -82,6 +85,7 @@ static void sign_kernel(Signature *signature, const PlanKernel *kernel) {
   sign(signature, (uint64_t)choice->tile_blocks);
   sign(signature, (uint64_t)choice->channel_chunk);
   sign(signature, (uint64_t)choice->row_chunk);
+  if (choice->math != MATH_FP32) sign(signature, choice->math);
   sign_tensor(signature, &kernel->output);
   sign(signature, (uint64_t)kernel->op_input_count);
   sign(signature, (uint64_t)kernel->input_count);
@@ -94,6 +98,12 @@ static void sign_kernel(Signature *signature, const PlanKernel *kernel) {
     sign(signature, step->reversed);
     sign(signature, attrs_hash(&step->attrs, code_attrs(step->op)));
   }
+  for (int32_t i = 0; i < kernel->reduction_count; i++) {
+    const PlanReduction *reduction = &kernel->reductions[i];
+    sign(signature, reduction->op);
+    sign(signature, attrs_hash(&reduction->attrs, code_attrs(reduction->op)));
+    sign_tensor(signature, &reduction->output);
+  }
 }
 
 /* Signatures hold attributes as hashes only; code is shared only when they are equal indeed. */
@@ -101,6 +111,8 @@ static bool same_attrs(const PlanKernel *a, const PlanKernel *b) {
   if (!attrs_equal(&a->attrs, &b->attrs, code_attrs(a->op))) return false;
   for (int32_t i = 0; i < a->epilogue_count; i++)
     if (!attrs_equal(&a->epilogue[i].attrs, &b->epilogue[i].attrs, code_attrs(a->epilogue[i].op))) return false;
+  for (int32_t i = 0; i < a->reduction_count; i++)
+    if (!attrs_equal(&a->reductions[i].attrs, &b->reductions[i].attrs, code_attrs(a->reductions[i].op))) return false;
   return true;
 }
 
@@ -117,7 +129,8 @@ static uint64_t share_code(Plan *plan, Arena *scratch) {
   size_t capacity = 16;
   while (capacity < plan->kernel_count * 2) capacity *= 2;
   CodeSlot *slots = arena_array(scratch, capacity, CodeSlot);
-  Signature signature = {.arena = scratch};
+  const bool aligned = plan->target && plan->target->image_layout == LAYOUT_CHANNEL_LAST;
+  Signature signature = {.arena = scratch, .aligned = aligned};
   uint64_t all = hash_start;
   for (size_t k = 0; k < plan->kernel_count; k++) {
     PlanKernel *kernel = &plan->kernels[k];
@@ -196,18 +209,36 @@ static PlanKernel plan_kernel(const Graph *graph, const Node *node) {
   return kernel;
 }
 
+/* Gives every reduction that is hosted to the kernel of its input. */
+static void build_reductions(Plan *plan, const Graph *graph, Arena *scratch) {
+  PlanKernel **hosts = arena_array(scratch, graph->next_id, PlanKernel *);
+  for (size_t k = 0; k < plan->kernel_count; k++) hosts[plan->kernels[k].node_id] = &plan->kernels[k];
+  for (size_t i = 0; i < graph->node_count; i++)
+    if (graph->nodes[i]->hosted) hosts[graph->nodes[i]->inputs[0]->id]->reduction_count++;
+  for (size_t i = 0; i < graph->node_count; i++) {
+    const Node *node = graph->nodes[i];
+    if (!node->hosted) continue;
+    PlanKernel *host = hosts[node->inputs[0]->id];
+    if (!host->reductions) {
+      host->reductions = arena_array(plan->arena, (size_t)host->reduction_count, PlanReduction);
+      host->reduction_count = 0;
+    }
+    host->reductions[host->reduction_count++] = (PlanReduction){node->op, node->attrs, plan_tensor(graph, node)};
+  }
+}
+
 static void build_kernels(Plan *plan, const Graph *graph, Arena *scratch) {
   const bool *prepared = mark_prepare_phase(graph, scratch);
   plan->kernels = arena_array(plan->arena, graph->node_count, PlanKernel);
   for (int phase = 0; phase < 2; phase++) {
     for (size_t i = 0; i < graph->node_count; i++) {
       const Node *node = graph->nodes[i];
-      if (node->op == OP_INPUT || node->op == OP_PARAMETER || node->alias || prepared[node->id] != (phase == 0))
-        continue;
+      if (!node_has_kernel(node) || prepared[node->id] != (phase == 0)) continue;
       plan->kernels[plan->kernel_count++] = plan_kernel(graph, node);
     }
     if (phase == 0) plan->prepare_count = plan->kernel_count;
   }
+  build_reductions(plan, graph, scratch);
 }
 
 static void build_ports(Plan *plan, const Graph *graph) {
@@ -224,8 +255,10 @@ static void build_ports(Plan *plan, const Graph *graph) {
   }
   for (; plan->parameter_count < graph->parameter_count; plan->parameter_count++) {
     const Parameter *parameter = &graph->parameters[plan->parameter_count];
-    plan->parameters[plan->parameter_count] = (PlanPort){parameter->name, parameter->dtype, parameter->shape};
+    plan->parameters[plan->parameter_count] =
+        (PlanPort){.name = parameter->name, .dtype = parameter->dtype, .shape = parameter->shape};
   }
+  for (size_t i = 0; i < graph->update_count; i++) plan->parameters[graph->updates[i].parameter].state = true;
 }
 
 static uint64_t hash_ports(uint64_t hash, const PlanPort *ports, size_t count) {
@@ -241,7 +274,7 @@ static uint64_t hash_ports(uint64_t hash, const PlanPort *ports, size_t count) {
 static uint64_t hash_place(uint64_t hash, const Storage *storage) {
   hash = hash_word(hash, storage->space);
   hash = hash_word(hash, (uint64_t)storage->index);
-  return hash_word(hash, (uint64_t)storage->offset);
+  return hash_word(hash, (uint64_t)(storage->offset + storage->delta));
 }
 
 static uint64_t plan_identity(const Plan *plan, uint64_t signatures) {
@@ -254,6 +287,8 @@ static uint64_t plan_identity(const Plan *plan, uint64_t signatures) {
     const PlanKernel *kernel = &plan->kernels[k];
     hash = hash_place(hash, &kernel->output.storage);
     for (int32_t i = 0; i < kernel->input_count; i++) hash = hash_place(hash, &kernel->inputs[i].storage);
+    for (int32_t i = 0; i < kernel->reduction_count; i++)
+      hash = hash_place(hash, &kernel->reductions[i].output.storage);
   }
   const int64_t sizes[] = {(int64_t)plan->prepare_count, (int64_t)plan->hook_output_count, plan->max_batch,
                            plan->workspace_fixed,        plan->workspace_per_batch,        plan->prepared_bytes,
@@ -306,6 +341,10 @@ bool plan_build(Graph *graph, const PassOptions *options, Diag *diag, Plan **out
                  .target = options->target,
                  .max_batch = graph->max_batch > 1 ? graph->max_batch : 1,
                  .hook_output_count = graph->hook_output_count,
+                 .fixed_batch = graph_fixes_batch(graph),
+                 .slots = graph->slots,
+                 .slot_count = graph->slot_count,
+                 .group_rows = graph->group_rows,
                  .workspace_fixed = graph->workspace_fixed,
                  .workspace_per_batch = graph->workspace_per_batch,
                  .prepared_bytes = graph->prepared_bytes,

@@ -10,6 +10,7 @@
  * Requires: layout. Guarantees: `choice` of conv2d and linear. */
 #include "base/checked.h"
 #include "passes.h"
+#include "rewrite.h"
 #include "select_winograd.h"
 
 enum { ITEMS_PER_IMAGE = 16, PIXELS_MAX = 28, FALLBACK_REGISTERS = 16 };
@@ -64,6 +65,7 @@ static void select_direct(Graph *graph, Node *node, const PassOptions *options) 
 
 static void select_conv2d(Graph *graph, Node *node, const PassOptions *options) {
   const Node *input = node->inputs[0];
+  if (node->layout.kind == LAYOUT_BATCH_BLOCK) return;
   if (node->layout.kind != LAYOUT_CHANNEL_BLOCK || node->inputs[1]->layout.kind != LAYOUT_FILTER_BLOCK) {
     node->choice = (KernelChoice){.algorithm = ALGORITHM_REFERENCE};
     node_decide(graph, node, "select", "reference", "direct", "The layout is plain.");
@@ -79,6 +81,7 @@ static void select_conv2d(Graph *graph, Node *node, const PassOptions *options) 
 
 static void select_linear(Graph *graph, Node *node, const PassOptions *options) {
   enum { UNIT_VECTORS = 4 }; /* vectors of features of an item, see codegen */
+  if (node->layout.kind == LAYOUT_BATCH_BLOCK) return;
   int32_t lanes = options->target && options->target->vector_lanes > 0 ? options->target->vector_lanes : 1;
   int32_t blocks = node->inputs[1]->layout.kind == LAYOUT_MATRIX_BLOCK ? node->inputs[1]->layout.block / lanes : 1;
   node->choice = (KernelChoice){.algorithm = ALGORITHM_PACKED, .tile_blocks = blocks < 1 ? 1 : blocks};
@@ -88,7 +91,30 @@ static void select_linear(Graph *graph, Node *node, const PassOptions *options) 
               "The tile fills the vector registers.");
 }
 
+static bool is_product(OpCode op) {
+  return op == OP_CONV2D || op == OP_CONV_TRANSPOSE2D || op == OP_CONV2D_GRAD_WEIGHT || op == OP_LINEAR ||
+         op == OP_LINEAR_GRAD_WEIGHT || op == OP_MATMUL;
+}
+
+/* Targets with channels last compute all products in one way, whose tiles their code generator chooses; what has to be
+ * settled is the arithmetic. What weights are prepared with is exact. */
+static void select_math(Graph *graph, const PassOptions *options) {
+  const bool *prepared = mark_prepare_phase(graph, options->scratch);
+  const MathMode wanted = options->precision == PRECISION_STRICT ? MATH_FP32 : options->target->math;
+  for (size_t i = 0; i < graph->node_count; i++) {
+    Node *node = graph->nodes[i];
+    if (!is_product(node->op)) continue;
+    node->choice = (KernelChoice){.math = prepared[node->id] ? MATH_FP32 : wanted};
+    node_decide(graph, node, "select", arena_format(graph->arena, "products in %s", math_mode_name(node->choice.math)),
+                NULL, "As asked for.");
+  }
+}
+
 bool pass_select(Graph *graph, const PassOptions *options, Diag *diag) {
+  if (options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST) {
+    select_math(graph, options);
+    return true;
+  }
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
     if (node->op == OP_CONV2D) select_conv2d(graph, node, options);

@@ -4,11 +4,14 @@
  *     → %1 = convert %w : f32[64,64,3,3] wino43o32;  %y = conv2d %x, %1, … choice winograd43
  *   images of few tiles at a small batch also transform their input in a step of its own, so that threads can divide
  *   the filters:  %2 = convert %x : f32[N,256,14,14] tiles43c16;  %y = conv2d %2, %1, …
+ *   and where reading transformed filters would take longer than making them, these stay as they are:
+ *     %2 = convert %x : tiles43c16;  %1 = convert %w : oihw32o;  %y = conv2d %2, %1, … choice winograd43
  *
  * F(4×4,3×3) does a quarter of the multiplications of direct convolution, F(2×2,3×3) four ninths, but the filters
  * grow by 4 and 16/9: where an image has few tiles, reading them is what takes the time. The cost model counts cycles
- * for an image at the largest batch: multiply-adds or the reading of filters, whichever is longer, since the kernels
- * prefetch; and the transforms.
+ * for an image at the largest batch: multiply-adds, the reading of filters, and the transforms. Its constants were
+ * fitted to measurements of the layers of ResNet-34 on a Xeon with 2 MiB of second-level cache a core, where what the
+ * kernels prefetch hides little of the reading.
  *
  * Errors against direct convolution were measured: F(2×2,3×3) stays within its bound, F(4×4,3×3) within six times
  * of it. `strict` therefore allows neither. */
@@ -24,7 +27,13 @@
 static const double multiply_adds_per_cycle = 2; /* of vectors */
 static const double bytes_per_cycle = 5.5;       /* of memory that two cores share; measured: 4.5 to 9 */
 static const double latency = 8;                 /* multiply-adds in flight that keep the units busy */
+static const double busy = 0.8;                  /* share of the time that the units are busy in a product */
+static const double hidden_reading = 0.6;        /* share of the reading that direct convolution hides */
 static const double least_gain = 0.9;            /* of direct's cost; the model is not better than that */
+/* a vector's transforms, by m: mostly loads and stores that miss the first-level cache */
+static const double input_vector[] = {[2] = 120, [4] = 290};
+static const double output_vector[] = {[2] = 75, [4] = 175};
+static const double filter_vector[] = {[2] = 110, [4] = 190};
 
 enum { FALLBACK_LANES = 16, FALLBACK_REGISTERS = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 3, ROWS_MAX = 28 };
 
@@ -35,6 +44,8 @@ typedef struct WinogradPlan {
   int32_t block_tiles;   /* tiles of a register block */
   int32_t group_tiles;   /* tiles that share a pass over the filters */
   bool split;            /* the input's transform is a step of its own */
+  bool transforms;       /* the kernel transforms the filters; only when split */
+  int32_t channel_chunk; /* of channels at a time */
   double cost;           /* cycles an image */
 } WinogradPlan;
 
@@ -81,6 +92,43 @@ static int64_t choose_group(const Machine *machine, const WinogradPlan *plan, in
   return tiles < plan->block_tiles ? plan->block_tiles : (int64_t)tiles;
 }
 
+/* Channels whose transformed filters fit the cache beside the image's tiles and products, and the filters that are
+ * fetched meanwhile; they divide all channels. 0: there is no room. */
+static int32_t choose_chunk(const Machine *machine, int64_t channels, double channel_bytes, double other_bytes) {
+  double room = fmin(0.9 * machine->cache - other_bytes, machine->cache / 6);
+  for (int64_t parts = 1; parts <= channels / machine->lanes; parts++) {
+    if (channels % parts != 0 || channels / parts % machine->lanes != 0) continue;
+    if ((double)(channels / parts) * channel_bytes <= room) return (int32_t)(channels / parts);
+  }
+  return 0;
+}
+
+/* The same with filters that the kernel transforms. Every image transforms all of them again. */
+static WinogradPlan plan_transforming(const Node *node, WinogradPlan plan, const Machine *machine, int64_t batch) {
+  const Node *input = node->inputs[0], *filter = node->inputs[1];
+  int64_t channels = input->shape.dims[1], vectors = ceil_div(node->shape.dims[1], machine->lanes);
+  WinogradGrid grid =
+      winograd_grid(plan.outputs, input->shape.dims[2], input->shape.dims[3], node->attrs.padding.values);
+  double tiles = (double)(grid.rows * grid.columns), panel = plan.panel_vectors * machine->lanes;
+  double positions = (plan.outputs + WINOGRAD_TAPS - 1) * (plan.outputs + WINOGRAD_TAPS - 1);
+  plan.transforms = plan.split = true;
+  plan.cost = INFINITY;
+  plan.channel_chunk =
+      choose_chunk(machine, channels, positions * 4 * panel, positions * 4 * tiles * ((double)channels + panel));
+  bool fits = filter->layout.block == panel && vectors % plan.panel_vectors == 0 && vectors > plan.panel_vectors;
+  if (!fits || plan.channel_chunk == 0) return plan;
+  double multiply = positions * tiles * (double)(channels * vectors) / multiply_adds_per_cycle;
+  double parallel = fmin(plan.block_tiles, tiles) * plan.panel_vectors;
+  if (parallel < latency) multiply *= latency / parallel;
+  double filter_bytes = 4 * (double)(WINOGRAD_TAPS * WINOGRAD_TAPS * channels * vectors * machine->lanes);
+  double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes / ((double)batch * bytes_per_cycle);
+  double making = filter_vector[plan.outputs] * (double)(channels * vectors);
+  double transforms = tiles * (input_vector[plan.outputs] * (double)channels / machine->lanes +
+                               output_vector[plan.outputs] * (double)vectors);
+  plan.cost = fmax(multiply / busy + making, reading) + transforms;
+  return plan;
+}
+
 static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machine *machine, int64_t batch) {
   const Node *input = node->inputs[0];
   int64_t channels = round_up(input->shape.dims[1], machine->lanes), filters = node->shape.dims[1];
@@ -102,22 +150,34 @@ static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machi
       (int32_t)choose_group(machine, &plan, tiles * batch, tile_bytes, filter_bytes, multiply / image_tiles);
   double passes = fmax(image_tiles / plan.group_tiles, 1 / images);
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes * passes / bytes_per_cycle;
-  /* loads, stores and arithmetic of the transforms of a vector, as measured */
-  double input_vector = outputs == 2 ? 40 : 130, output_vector = outputs == 2 ? 25 : 90;
-  double transforms =
-      image_tiles * (input_vector * (double)(channels / machine->lanes) + output_vector * (double)vectors);
-  plan.cost = fmax(multiply, reading) + transforms;
+  double transforms = image_tiles * (input_vector[outputs] * (double)(channels / machine->lanes) +
+                                     output_vector[outputs] * (double)vectors);
+  plan.cost = multiply / busy + reading + transforms;
   return plan;
+}
+
+/* Taps of an image that are not in the padding, which direct convolution leaves out of few rows: see conv_direct.c. */
+static double direct_taps(const Node *node) {
+  const int64_t *in = node->inputs[0]->shape.dims, *out = node->shape.dims, *padding = node->attrs.padding.values;
+  double taps[2];
+  for (int d = 0; d < 2; d++) {
+    taps[d] = (double)(WINOGRAD_TAPS * out[2 + d]);
+    if (out[2] * out[3] > 4 * node->choice.tile_pixels) continue;
+    for (int64_t tap = 0; tap < WINOGRAD_TAPS; tap++)
+      for (int64_t at = 0; at < out[2 + d]; at++)
+        if (at + tap < padding[d] || at + tap >= padding[d] + in[2 + d]) taps[d]--;
+  }
+  return taps[0] * taps[1];
 }
 
 static double direct_cost(const Node *node, const Machine *machine, int64_t batch) {
   const int64_t *out = node->shape.dims;
   double channels = (double)node->inputs[0]->shape.dims[1];
   double vectors = (double)ceil_div(out[1], machine->lanes), taps = WINOGRAD_TAPS * WINOGRAD_TAPS;
-  double multiply = taps * (double)(out[2] * out[3]) * channels * vectors / multiply_adds_per_cycle;
+  double multiply = direct_taps(node) * channels * vectors / multiply_adds_per_cycle;
   double filter_bytes = taps * channels * vectors * machine->lanes * 4;
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes / ((double)batch * bytes_per_cycle);
-  return fmax(multiply, reading);
+  return multiply / busy + (1 - hidden_reading) * reading;
 }
 
 /* 3×3, stride 1, all channels blocked, and filters that the prepare phase can transform. */
@@ -149,6 +209,9 @@ static void decide(Graph *graph, Node *node, const WinogradPlan *plan, double di
     chosen_text = arena_format(arena, "%s, register blocks of %d tiles by %d vectors, %d tiles a pass%s", name,
                                (int)plan->block_tiles, (int)plan->panel_vectors, (int)plan->group_tiles,
                                plan->split ? ", input transformed in a step of its own" : "");
+    if (plan->transforms)
+      chosen_text = arena_format(arena, "%s, filters transformed in the kernel, %d channels at a time", chosen_text,
+                                 (int)plan->channel_chunk);
     reason = arena_format(arena,
                           "Error of an output is at most %s u sum|a||b|, u = 2^-24 (direct: 8)%s; "
                           "--precision strict excludes it.",
@@ -165,10 +228,12 @@ static void decide(Graph *graph, Node *node, const WinogradPlan *plan, double di
 static bool apply(Rewrite *rewrite, Node *node, const WinogradPlan *plan, bool filter_shared) {
   int32_t lanes = node->layout.block;
   Node *filter = node->inputs[1];
-  if (filter_shared) filter = rewrite_make(rewrite, OP_CONVERT, NULL, &filter->inputs[0], 1, node);
-  if (!filter) return false;
-  filter->layout = winograd_filter_layout(plan->outputs, plan->panel_vectors * lanes);
-  node->inputs[1] = filter;
+  if (!plan->transforms) {
+    if (filter_shared) filter = rewrite_make(rewrite, OP_CONVERT, NULL, &filter->inputs[0], 1, node);
+    if (!filter) return false;
+    filter->layout = winograd_filter_layout(plan->outputs, plan->panel_vectors * lanes);
+    node->inputs[1] = filter;
+  }
   if (plan->split) {
     Node *tiles = rewrite_make(rewrite, OP_CONVERT, NULL, &node->inputs[0], 1, node);
     if (!tiles) return false;
@@ -178,6 +243,7 @@ static bool apply(Rewrite *rewrite, Node *node, const WinogradPlan *plan, bool f
   node->choice = (KernelChoice){.algorithm = plan->outputs == 2 ? ALGORITHM_WINOGRAD23 : ALGORITHM_WINOGRAD43,
                                 .tile_pixels = plan->block_tiles,
                                 .tile_blocks = plan->panel_vectors,
+                                .channel_chunk = plan->channel_chunk,
                                 .row_chunk = plan->group_tiles};
   return true;
 }
@@ -208,9 +274,12 @@ bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag) {
     Node *node = graph->nodes[i];
     if (takes_winograd(node, &state.machine, state.prepared)) {
       int64_t batch = largest_batch(graph, node);
-      WinogradPlan small = plan_winograd(node, 2, &state.machine, batch);
-      WinogradPlan large = plan_winograd(node, 4, &state.machine, batch);
-      const WinogradPlan *plan = large.cost < small.cost ? &large : &small;
+      WinogradPlan plans[4], *plan = &plans[0];
+      for (int p = 0; p < 4; p++) {
+        plans[p] = plan_winograd(node, p & 1 ? 4 : 2, &state.machine, batch);
+        if (p & 2) plans[p] = plan_transforming(node, plans[p], &state.machine, batch);
+        if (plans[p].cost < plan->cost) plan = &plans[p];
+      }
       double direct = direct_cost(node, &state.machine, batch);
       bool chosen = plan->cost < least_gain * direct;
       decide(graph, node, plan, direct, chosen);
@@ -229,8 +298,16 @@ bool select_winograd_always(Graph *graph, const PassOptions *options, int32_t ou
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
     if (takes_winograd(node, &state.machine, state.prepared)) {
-      WinogradPlan plan = plan_winograd(node, outputs, &state.machine, largest_batch(graph, node));
-      if (split != WINOGRAD_SPLIT_AS_PLANNED) plan.split = split == WINOGRAD_SPLIT_ALWAYS;
+      int64_t batch = largest_batch(graph, node);
+      WinogradPlan plan = plan_winograd(node, outputs, &state.machine, batch);
+      if (split == WINOGRAD_TRANSFORMING) {
+        plan.panel_vectors = node->inputs[1]->layout.block / state.machine.lanes;
+        plan.block_tiles = choose_block(&state.machine, plan.panel_vectors, plan.block_tiles);
+        plan = plan_transforming(node, plan, &state.machine, batch);
+        plan.channel_chunk = plan.channel_chunk / 2 / state.machine.lanes * state.machine.lanes;
+      } else if (split != WINOGRAD_SPLIT_AS_PLANNED) {
+        plan.split = split == WINOGRAD_SPLIT_ALWAYS;
+      }
       if (!apply(&state.rewrite, node, &plan, state.uses[node->inputs[1]->id] > 1)) return false;
     }
     rewrite_append(&state.rewrite, node);

@@ -8,7 +8,13 @@
  * algorithm costs less and the precision allows its error. */
 bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag);
 
-typedef enum WinogradSplit { WINOGRAD_SPLIT_AS_PLANNED, WINOGRAD_SPLIT_ALWAYS, WINOGRAD_SPLIT_NEVER } WinogradSplit;
+/* TRANSFORMING: split, with filters that the kernel transforms, half of the channels at a time where that fits. */
+typedef enum WinogradSplit {
+  WINOGRAD_SPLIT_AS_PLANNED,
+  WINOGRAD_SPLIT_ALWAYS,
+  WINOGRAD_SPLIT_NEVER,
+  WINOGRAD_TRANSFORMING
+} WinogradSplit;
 
 /* The same for every convolution that can be computed so, whatever it costs: F(outputs×outputs,3×3), outputs 2 or 4.
  * For tests and measurements, after a `select` with strict precision. */

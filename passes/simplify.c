@@ -59,7 +59,7 @@ static Node *passed_input(const Node *node, bool training) {
     case OP_IDENTITY:
       return input;
     case OP_DROPOUT:
-      return training ? NULL : input;
+      return training || node->op_input_count > 1 ? NULL : input;
     case OP_FLATTEN:
     case OP_RESHAPE:
       return shape_equal(&node->shape, &input->shape) ? input : NULL;

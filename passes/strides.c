@@ -8,12 +8,15 @@
  * except copies made for a halo. Every kernel that writes a value writes its halo too. A value that is only another
  * view of one (reshape, flatten, identity, dropout in inference, convert between equal orders) becomes its alias.
  *
- * Requires: layout. Guarantees: stride, origin, halo and bytes of every storage; node->alias is the value that owns
- * the memory, never itself an alias; at most one output per owner, and that owner is no source and not prepared. */
+ * Slices that lie together are views with a distance, and what a `pack` joins is computed inside it: views.c.
+ *
+ * Requires: layout. Guarantees: stride, origin, halo, bytes and delta of every storage; node->alias is the value that
+ * owns the memory, never itself an alias; at most one output per owner, and that owner is no source and not prepared. */
 #include "base/checked.h"
 #include "kiln_abi.h"
 #include "passes.h"
 #include "rewrite.h"
+#include "views.h"
 #include "winograd.h"
 
 enum { TOP, LEFT, BOTTOM, RIGHT };
@@ -68,6 +71,13 @@ static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
     case LAYOUT_VECTOR_BLOCK:
       extents[0] = round_up(extents[0], block);
       break;
+    case LAYOUT_BATCH_BLOCK:
+      extents[0] = batched ? 1 : ceil_div(extents[0], block);
+      inner = block;
+      break;
+    case LAYOUT_FILTER_LAST:
+      extents[1] = round_up(extents[1], block);
+      break;
     default:
       break;
   }
@@ -76,7 +86,7 @@ static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
     if (!checked_add(extents[2], (int64_t)halo->side[TOP] + halo->side[BOTTOM], &extents[2])) return false;
     if (!checked_add(extents[3], (int64_t)halo->side[LEFT] + halo->side[RIGHT], &extents[3])) return false;
   }
-  if (node->layout.kind == LAYOUT_CHANNEL_LAST) {
+  if (node->layout.kind == LAYOUT_CHANNEL_LAST || node->layout.kind == LAYOUT_FILTER_LAST) {
     const int64_t order[4] = {extents[0], extents[2], extents[3], extents[1]};
     int64_t strides[4];
     if (!fill_strides(4, order, 1, strides, &total)) return false;
@@ -93,6 +103,7 @@ static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
   if (rank == 4) out->origin = halo->side[TOP] * out->stride[2] + halo->side[LEFT] * out->stride[3];
   for (int32_t d = batched ? 1 : 0; d < rank; d++)
     if (shape->dims[d] == 0) total = 0;
+  if (node->layout.kind == LAYOUT_BATCH_BLOCK && batched) total /= block; /* an image's share */
   return checked_mul(total, element, &out->bytes);
 }
 
@@ -108,9 +119,32 @@ static bool is_dense(const Node *node) {
   return true;
 }
 
+/* The elements of an image of a batch-blocked value follow each other without gaps. */
+static bool is_batch_dense(const Node *node) {
+  int64_t step = node->layout.block;
+  if (node->layout.kind != LAYOUT_BATCH_BLOCK) return false;
+  for (int32_t d = node->shape.rank - 1; d >= 1; d--) {
+    if (node->storage.stride[d] != step) return false;
+    step *= node->shape.dims[d];
+  }
+  return true;
+}
+
+/* The same for values with channels last: where there is one place or one channel, strides of the others are all that
+ * counts. */
+static bool same_channel_last_order(const Node *value, const Node *node) {
+  const Layout *other = value->layout.kind == LAYOUT_CHANNEL_LAST ? &node->layout : &value->layout;
+  if (other->kind != LAYOUT_PLAIN && other->kind != LAYOUT_CHANNEL_LAST) return false;
+  for (int32_t d = 0; d < 4; d++)
+    if (value->shape.dims[d] != 1 && value->storage.stride[d] != node->storage.stride[d]) return false;
+  return value->storage.origin == node->storage.origin;
+}
+
 /* Plain and blocked storage of [N, C, 1, 1] are the same bytes when images are C elements apart in both: then C fills
  * its blocks. */
 static bool same_order(const Node *value, const Node *node) {
+  if (value->layout.kind == LAYOUT_CHANNEL_LAST || node->layout.kind == LAYOUT_CHANNEL_LAST)
+    return same_channel_last_order(value, node);
   const Node *blocked = value->layout.kind == LAYOUT_CHANNEL_BLOCK ? value : node,
              *other = blocked == value ? node : value;
   if (blocked->layout.kind != LAYOUT_CHANNEL_BLOCK || other->layout.kind != LAYOUT_PLAIN) return false;
@@ -125,6 +159,12 @@ static bool same_halo(const Node *a, const Node *b) {
   return true;
 }
 
+static bool same_strides(const Node *a, const Node *b) {
+  for (int32_t d = 0; d < a->shape.rank; d++)
+    if (a->storage.stride[d] != b->storage.stride[d]) return false;
+  return a->storage.origin == b->storage.origin;
+}
+
 /* The node computes nothing: its bytes are those of its input. Storages of both are laid out. */
 static bool is_view(const Node *node, bool training) {
   if (node->epilogue_count || node->input_count != 1) return false;
@@ -133,21 +173,25 @@ static bool is_view(const Node *node, bool training) {
   switch (node->op) {
     case OP_RESHAPE:
     case OP_FLATTEN:
+      if (is_batch_dense(value) && is_batch_dense(node)) return layout_equal(value->layout, node->layout);
       return is_dense(value) && is_dense(node);
     case OP_DROPOUT:
       if (training) return false;
       /* fall through */
     case OP_IDENTITY:
-      return layout_equal(value->layout, node->layout) && same_halo(value, node);
+      return layout_equal(value->layout, node->layout) && same_halo(value, node) && same_strides(value, node);
     case OP_CONVERT:
-      return layout_equal(value->layout, node->layout) ? same_halo(value, node) : same_order(value, node);
+      if (!layout_equal(value->layout, node->layout)) return same_order(value, node);
+      return same_halo(value, node) && same_strides(value, node);
+    case OP_SLICE:
+      return is_dense(value) && is_dense(node) && views_slice_offset(node) >= 0;
     default:
       return false;
   }
 }
 
 typedef struct AliasState {
-  const bool *prepared, *is_output, *read_by_run;
+  const bool *prepared, *is_output, *read_by_run, *updated;
   bool *owner_is_output; /* by id: some alias of this value, or itself, is an output */
 } AliasState;
 
@@ -156,7 +200,7 @@ static bool may_share(const AliasState *state, const Node *node, const Node *own
   bool source = owner->op == OP_INPUT || owner->op == OP_PARAMETER;
   if (state->is_output[node->id]) return !source && !state->prepared[owner->id] && !state->owner_is_output[owner->id];
   /* parameters are gone when the program runs */
-  return owner->op != OP_PARAMETER || !state->read_by_run[node->id];
+  return owner->op != OP_PARAMETER || state->updated[owner->id] || !state->read_by_run[node->id];
 }
 
 /* --- the pass ---------------------------------------------------------------------------------------- */
@@ -179,6 +223,16 @@ static void cover_tiles(const Node *node, Halo *halos) {
   halo_cover(&halos[input->id], reach);
 }
 
+/* What is computed inside a concat has its halo, and other readers of the pieces want theirs too. */
+static void join_halos(const Node *concat, Halo *halos) {
+  Halo *whole = &halos[concat->id];
+  for (int32_t i = 0; i < concat->op_input_count; i++)
+    for (int side = 0; side < 4; side++) {
+      const int32_t wanted = halos[concat->inputs[i]->id].side[side];
+      if (wanted > whole->side[side]) whole->side[side] = wanted;
+    }
+}
+
 /* The halo that the readers of each value want, by id. */
 static Halo *collect_halos(const Graph *graph, Arena *scratch) {
   Halo *halos = arena_array(scratch, graph->next_id, Halo);
@@ -193,6 +247,8 @@ static Halo *collect_halos(const Graph *graph, Arena *scratch) {
         if (halos[node->id].side[side] > *wanted) *wanted = halos[node->id].side[side];
       }
   }
+  for (size_t i = 0; i < graph->node_count; i++)
+    if (graph->nodes[i]->op == OP_CONCAT && graph->nodes[i]->filled) join_halos(graph->nodes[i], halos);
   return halos;
 }
 
@@ -202,7 +258,8 @@ static bool *mark_read_by_run(const Graph *graph, const bool *prepared, Arena *s
     const Node *node = graph->nodes[i];
     if (node->op == OP_INPUT || node->op == OP_PARAMETER) continue;
     /* a view of a view is read where its owner lies */
-    bool view = node->op == OP_RESHAPE || node->op == OP_FLATTEN || node->op == OP_CONVERT || passes_storage_on(node);
+    bool view = node->op == OP_RESHAPE || node->op == OP_FLATTEN || node->op == OP_CONVERT || node->op == OP_SLICE ||
+                passes_storage_on(node);
     for (int32_t j = 0; j < node->input_count; j++)
       if (!prepared[node->id] || (view && read[node->id])) read[node->inputs[j]->id] = true;
   }
@@ -210,7 +267,11 @@ static bool *mark_read_by_run(const Graph *graph, const bool *prepared, Arena *s
 }
 
 static void decide_storage(Graph *graph, Node *node, const Halo *halo) {
-  if (node->alias)
+  if (node->placed)
+    node_decide(graph, node, "strides",
+                node->alias->op == OP_PARAMETER ? "computed in the parameter's memory" : "computed where it is joined",
+                "a copy", "Nothing else needs that memory until then.");
+  else if (node->alias && node->name)
     node_decide(graph, node, "strides", "no kernel: shares its input's memory", "a copy",
                 "The bytes would be the same.");
   else if (!halo_none(halo))
@@ -220,12 +281,22 @@ static void decide_storage(Graph *graph, Node *node, const Halo *halo) {
                 "bounds checks in the reading convolution", "Readers with padding load zeros from the halo.");
 }
 
+/* Strides, halo and extent are those of the whole; only where the value begins is its own. */
+static bool place_in_concat(Node *node, const Placement *placement, const Halo *halo) {
+  lay_out(placement->into, halo, &node->storage); /* it has been found to fit, or will be reported */
+  node->storage.delta = placement->channel * node->storage.stride[1] * data_type_bytes(node->dtype);
+  return true;
+}
+
 bool pass_strides(Graph *graph, const PassOptions *options, Diag *diag) {
   Arena *scratch = options->scratch;
+  const Placement *placements = views_place(graph, options, diag);
+  if (!placements) return false;
   Halo *halos = collect_halos(graph, scratch);
   AliasState state = {.prepared = mark_prepare_phase(graph, scratch), .is_output = mark_outputs(graph, scratch)};
   state.read_by_run = mark_read_by_run(graph, state.prepared, scratch);
   state.owner_is_output = arena_array(scratch, graph->next_id, bool);
+  state.updated = graph_mark_updated(graph, scratch);
   bool valid = true;
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
@@ -235,8 +306,17 @@ bool pass_strides(Graph *graph, const PassOptions *options, Diag *diag) {
       continue;
     }
     Node *owner = node->input_count ? node->inputs[0] : NULL;
-    if (owner && owner->alias) owner = owner->alias;
-    if (valid && owner && is_view(node, options->training) && may_share(&state, node, owner)) node->alias = owner;
+    const Placement *placement = &placements[node->id];
+    if (placement->into) {
+      node->alias = placement->into;
+      node->placed = true;
+      node->storage.delta = placement->delta;
+      if (placement->channel >= 0 && valid) valid = place_in_concat(node, placement, &halos[placement->into->id]);
+    } else if (valid && owner && is_view(node, options->training) &&
+               may_share(&state, node, owner->alias ? owner->alias : owner)) {
+      node->alias = owner->alias ? owner->alias : owner;
+      node->storage.delta = owner->storage.delta + (node->op == OP_SLICE ? views_slice_offset(node) : 0);
+    }
     if (state.is_output[node->id]) state.owner_is_output[node->alias ? node->alias->id : node->id] = true;
     if (!state.prepared[node->id]) decide_storage(graph, node, &halos[node->id]);
   }

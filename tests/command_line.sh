@@ -27,7 +27,7 @@ expect 0 'Usage: kiln VERB' $kiln --help
 expect 2 'Usage: kiln VERB' $kiln
 expect 0 'kiln 0\.' $kiln --version
 expect 2 "did you mean compile" $kiln compil
-for verb in check summary init run compile verify explain bench grad heatmap stats inspect ops; do
+for verb in check summary init run compile verify explain bench grad heatmap stats train lr-find augment devices inspect ops; do
   expect 0 'Examples:' $kiln $verb --help
   expect 2 "unknown option '--nonsense'" $kiln $verb --nonsense
 done
@@ -113,6 +113,8 @@ cmp w.safetensors w2.safetensors || fail "the same seed gave different weights"
 expect 0 'tensors' $kiln init "$examples/simple_cnn10_bn.json" --seed 2 -o w2.safetensors
 ! cmp -s w.safetensors w2.safetensors || fail "another seed gave the same weights"
 expect 2 'missing' $kiln init "$examples/simple_cnn10_bn.json" --seed 1
+expect 0 'tensors' $kiln init "$examples/simple_cnn10_bn.json" --init-mode pytorch -o w3.safetensors
+expect 2 'kaiming or pytorch' $kiln init "$examples/simple_cnn10_bn.json" --init-mode zeros -o w3.safetensors
 expect 0 '0\.0\.weight +f32 +\[8,1,5,5\]' $kiln inspect w.safetensors
 
 # --- run: jit and library, threads, batches, inputs of every kind
@@ -285,6 +287,48 @@ expect 0 'conv2d' $kiln ops
 expect 0 'stride' $kiln ops conv2d
 expect 1 'did you mean' $kiln ops conv2e
 
+# --- bench: tables, peaks, traces
+expect 0 '^simple_cnn10_bn,[a-z0-9-]+,2,1,[0-9]+,[0-9.]+,' $kiln bench "$examples/simple_cnn10_bn.json" --batch 2 --seconds 0.01 --csv
+expect 0 'peaks of 1 thread: [1-9][0-9.]* GFLOP/s .*memory [0-9.]+ GB/s' $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.01 --kernels
+grep -Eq '^0\.2 .* [0-9.]+ +[0-9]+ %$' output || fail "no share of the roof"
+expect 0 '^0\.2,conv2d/direct,[0-9.]+,0\.[0-9]+,79968,' $kiln bench "$examples/simple_cnn10_bn.json" --batch 1 --seconds 0.01 --kernels --csv --roofline roof.svg
+grep -q '<svg' roof.svg || fail "no SVG"
+[ "$(head -1 output | tr ',' '\n' | wc -l)" -eq "$(sed -n 2p output | tr ',' '\n' | wc -l)" ] || fail "a row has other columns"
+for threads in 1 2; do
+  expect 0 '' $kiln bench "$examples/simple_cnn10_bn.json" --threads $threads --seconds 0.01 --profile trace.json
+  [ "$(grep -c '"ph":"X"' trace.json)" -ge 6 ] || fail "no slices"
+  grep -q "\"tid\":$((threads - 1))," trace.json || fail "no slice of the last thread"
+done
+
+# --- training steps
+step=$examples/simple_cnn10_bn.json
+expect 0 'one state of 4 rows' $kiln explain "$step" --train --optimizer adam --accumulate
+for pattern in 'statistics of the batch' 'gradient 0; rejected: a sum over the batch' "computed in the parameter's memory"; do
+  grep -q "$pattern" output || fail "explain --train does not say: $pattern"
+done
+expect 0 'libstep.so: simple_cnn10_bn_train for .*, 0 bytes of weights' $kiln compile "$step" --train --batch 16 -o libstep.so
+grep -q 'int simple_cnn10_bn_train_step(' step.h || fail "the header has no step"
+cp libstep.so first.so
+expect 0 '' $kiln compile "$step" --train --batch 16 -o libstep.so
+cmp first.so libstep.so || fail "two training libraries of the same model differ"
+expect 2 'options of a training step need --train' $kiln compile "$step" --clip -o l.so
+expect 2 "--optimizer: expected sgd or adam, found 'adm'" $kiln compile "$step" --train --optimizer adm -o l.so
+expect 2 "--loss: expected cross_entropy, mse or bce_with_logits, found 'l1'" $kiln compile "$step" --train --loss l1 -o l.so
+expect 1 'exceeds the limit of 100000; give a smaller batch' $kiln compile "$step" --train --memory-limit 100000 -o l.so
+expect 1 "parameter '[^']*' has no value" $kiln compile "$examples/resnet34_pets.json" --train --shape image=N,3,64,64 -o l.so
+
+# --- explain --memory
+expect 0 'workspace per image: [0-9,]+ bytes; a buffer for every value: [0-9,]+; no plan can take less than [0-9,]+' $kiln explain "$examples/simple_cnn10_bn.json" --memory --svg memory.svg
+grep -q '<svg' memory.svg || fail "no SVG"
+# places that are alive together do not overlap, and the largest end is the size that is printed
+$kiln explain "$examples/resnet18.json" --memory >output
+awk 'BEGIN { n = 0 }
+  $3 == "*" { name[n] = $1; low[n] = $2; high[n] = $2 + $5; from[n] = $8; to[n] = $10; if (high[n] > most) most = high[n]; n++ }
+  END { for (i = 0; i < n; i++) for (k = 0; k < i; k++)
+          if (low[i] < high[k] && low[k] < high[i] && from[i] <= to[k] && from[k] <= to[i]) { print name[i], name[k]; exit 1 }
+        exit n < 15 }' output || fail "values overlap"
+expect 2 'leaves no plan' $kiln explain "$examples/simple_cnn10_bn.json" --memory --stop-after fuse
+
 # --- grad, heatmap, stats
 model=("$examples/simple_cnn10_bn.json" --weights w.safetensors --input image=scene.png)
 expect 0 'grad\.0\.0\.weight +\[8,1,5,5\]' $kiln grad "${model[@]}" --of logits --class 3 --wrt image,0.0.weight,1 -o g.safetensors
@@ -294,6 +338,8 @@ expect 1 'which class' $kiln grad "${model[@]}" --of logits --wrt image -o g.saf
 expect 2 '--wrt is missing' $kiln grad "${model[@]}" --of logits --class 3 -o g.safetensors
 expect 0 'hook\.grad\.1' $kiln run "${model[@]}" --hook 1:activation:store --hook 1:gradient:store --class 3 --hooks-out both.safetensors --outputs hooked.safetensors
 cmp jit.safetensors hooked.safetensors || fail "a gradient hook changed the output"
+expect 0 '' $kiln run "${model[@]}" --profile trace.json
+grep -q '"name":"0.2","cat":"conv2d/direct"' trace.json || fail "no slice of 0.2"
 for value in 0.0 0.1 0.2 2.0 3.1 4.0; do
   for hook in store stats; do
     expect 0 '' $kiln run "${model[@]}" --hook $value:activation:$hook --outputs hooked.safetensors
@@ -313,6 +359,40 @@ expect 2 'give --layer' $kiln heatmap "${model[@]}" -o sheet.png
 expect 0 'near zero' $kiln stats "${model[@]}" --plot stats.svg
 grep -q '<svg' stats.svg || fail "no SVG"
 expect 0 '"near_zero":' $kiln stats "${model[@]}" --hook 0.0 --bins 10 --low -1 --high 1 --json
+
+expect 0 'gradient of 0\.0 ' $kiln stats "${model[@]}" --hook 0.0 --class 3 --bins 10 --low -1 --high 1
+expect 0 '"name":"0\.0","kind":"gradient"' $kiln stats "${model[@]}" --hook 0.0 --class 3 --json
+expect 0 'hook\.grad\.stats\.1' $kiln run "${model[@]}" --hook 1:gradient:stats:bins=8,range=-1..1 --class 3 --hooks-out both.safetensors --outputs hooked.safetensors
+cmp jit.safetensors hooked.safetensors || fail "statistics of a gradient changed the output"
+
+# --- augment
+"$build/draw_scene" large.png 300 200
+expect 0 'grid\.png: 9 pictures of 224x224' $kiln augment large.png -o grid.png
+expect 0 '9 pictures of 48x32' $kiln augment large.png --size 32x48 --augment dihedral,light=0.5,rotate=180,pad=zeros,p=1 --seed 3 -o grid.svg
+cp grid.png same.png
+expect 0 '' $kiln augment large.png --augment default -o grid.png
+cmp grid.png same.png || fail "the same seed gave another picture"
+mkdir -p pictures/a pictures/b
+for i in 1 2 3 4 5 6; do cp large.png pictures/a/$i.png; cp scene.png pictures/b/b_$i.png; done
+expect 0 '4 pictures of 40x40' $kiln augment --data pictures --size 40 --batch 4 --workers 2 -o batch.png
+expect 1 "the file's name does not match the pattern" $kiln augment --data pictures --pattern '^(b)_' -o batch.png
+: >pictures/a/7.png
+expect 0 '7\.png: warning: left out: not a PNG or JPEG picture: it is empty' $kiln augment --data pictures -o batch.png
+expect 1 '7\.png: error: not a PNG or JPEG picture: it is empty' $kiln augment --data pictures --strict -o batch.png
+expect 1 "has no class 'c'" $kiln augment --data pictures --classes a,c -o batch.png
+expect 2 'give a picture or --data DIR' $kiln augment -o batch.png
+expect 2 'give a picture or --data DIR' $kiln augment large.png --data pictures -o batch.png
+expect 2 '-o FILE is missing' $kiln augment large.png
+expect 2 'ending in \.png or \.svg' $kiln augment large.png -o grid.jpg
+expect 2 "found 'rotat=3'" $kiln augment large.png --augment flip,rotat=3 -o grid.png
+expect 2 'expected a warp from 0 to below 0\.5, found 0\.5' $kiln augment large.png --augment warp=0.5 -o grid.png
+expect 2 "HEIGHTxWIDTH in pixels, such as 224, found '0x3'" $kiln augment large.png --size 0x3 -o grid.png
+expect 2 "share from 0 to below 1 or a number of pictures, found '1\.5'" $kiln augment --data pictures --valid 1.5 -o batch.png
+expect 2 "none, imagenet, dataset or .*, found 'mnist'" $kiln augment --data pictures --normalize mnist -o batch.png
+fashion=/usr/share/datasets/fashion-mnist
+printf '\0\0\10\2\0\0\0\2\0\0\0\3abcdef' | gzip >six-ubyte.gz
+expect 0 'u8 +\[2,3\] +99\.5 +97 +102' $kiln inspect six-ubyte.gz
+[ ! -d $fashion ] || expect 0 '16 pictures of 28x28' $kiln augment --data $fashion --batch 16 --classes 9,0 -o batch.png
 
 # --- a full disk loses nothing: the old file stays
 cp w.safetensors keep.safetensors

@@ -38,6 +38,7 @@ void hand_layout(PlanTensor *tensor, Layout layout, const int32_t *halo, int64_t
   }
   if (rank == 4) storage->origin = storage->halo[0] * storage->stride[2] + storage->halo[1] * storage->stride[3];
   storage->bytes = inner * 4;
+  if (layout.kind == LAYOUT_BATCH_BLOCK) storage->bytes /= block; /* an image's share */
 }
 
 int64_t hand_offset(const PlanTensor *tensor, const int64_t *index) {

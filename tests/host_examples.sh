@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds and runs the two host programs of examples/host against an installed Kiln, the first one with pkg-config and
+# Builds and runs the host programs of examples/host against an installed Kiln, the first one with pkg-config and
 # with find_package, and checks that all print the same values. Usage: host_examples.sh BUILD_DIR
 set -euo pipefail
 source=$(cd "$(dirname "$0")/.." && pwd)
@@ -21,6 +21,13 @@ cp "$source/examples/host/compiled.c" alone/
 (cd alone && cc -std=c11 -Wall -Wextra -Werror -D_POSIX_C_SOURCE=200809L compiled.c -I. -L. -lsimple_cnn10_bn -pthread -o compiled)
 LD_LIBRARY_PATH=alone alone/compiled >compiled.txt
 [ "$(wc -l <compiled.txt)" -eq 20 ]
+
+# a training step: the loss falls
+$kiln compile "$examples/simple_cnn10_bn.json" --train --optimizer adam --batch 32 -o alone/libsimple_cnn10_bn_train.so >/dev/null
+cp "$source/examples/host/train.c" alone/
+(cd alone && cc -std=c11 -Wall -Wextra -Werror train.c -I. -L. -lsimple_cnn10_bn_train -lm -o train)
+LD_LIBRARY_PATH=alone alone/train >train.txt
+awk '{ last = $4 } NR == 1 { first = $4 } END { exit !(first > 1.5 && last < 0.5) }' train.txt
 
 # the library through pkg-config
 libdir=$(dirname "$(find prefix -name kiln.pc)")
@@ -65,5 +72,16 @@ $kiln heatmap alone/libresnet34_pets.so --input image=scene.png --layer body --m
 grep -q "^class $class" reference.txt
 largest=$($kiln inspect cam.npy | awk 'NR == 2 { print $NF }')
 sed 1d cam.txt | tr ' ' '\n' | awk -v want="$largest" '$1 > most { most = $1 } END { exit !(most > 0 && most < want * 1.001 && most > want * 0.999) }'
+
+# a network trained by Kiln classifies from C as well as it did in training
+data=/usr/share/datasets/fashion-mnist
+if [ -d $data ]; then
+  $kiln train "$examples/fashion.json" --data $data --batch 512 --lr 0.06 --one-cycle --save fashion.safetensors >train.txt 2>/dev/null
+  $kiln compile "$examples/fashion.json" --weights fashion.safetensors -o alone/libfashion.so >/dev/null
+  cp "$source/examples/host/classify.c" alone/
+  (cd alone && cc -std=c11 -Wall -Wextra -Werror classify.c -I. -L. -lfashion -lz -o classify)
+  [ "$(LD_LIBRARY_PATH=alone alone/classify $data)" = "$(tail -1 train.txt)" ]
+  tail -1 train.txt | awk '{ exit !($2 > 0.84) }'
+fi
 
 echo "compiled library, pkg-config and CMake hosts print the same $(wc -l <compiled.txt) values"

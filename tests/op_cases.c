@@ -69,6 +69,23 @@ static const OpCase cases[] = {
     ROUND("batch_stats", "x:f32[7,17]", "")
     ROUND("bn_update", "running:f32[10] stats:f32[2,10] x:f32[N,10,5,7]", "dim=0")
     ROUND("bn_update", "running:f32[17] stats:f32[2,17] x:f32[5,17]", "momentum=0.25")
+    ROUND("bn_update", "running:f32[10] stats:f32[2,10] x:f32[N,10,5,7] loss:f32[]", "dim=1")
+
+    /* ends of training steps; "positive" stands for a state whose moments may be squares, and for rates */
+    ROUND("sgd_step", "x:f32[2,37] g:f32[37] hyper:f32[1,16] loss:f32[]", "segments=[37], decayed=[20]")
+    ROUND("sgd_step", "x:f32[3,40] g:f32[40] hyper:f32[2,16] loss:f32[]",
+          "segments=[24,40], decayed=[0,33], nesterov=true, accumulate=true")
+    ROUND("sgd_step", "x:f32[2,9000] g:f32[9000] hyper:f32[3,16] loss:f32[] positive1:f32[]",
+          "segments=[0,5000,9000], decayed=[0,4999,5000]")
+    ROUND("adam_step", "positive0:f32[3,37] g:f32[37] hyper:f32[1,16] loss:f32[]", "segments=[37], decayed=[37]")
+    ROUND("adam_step", "positive0:f32[4,48] g:f32[48] hyper:f32[2,16] loss:f32[] positive2:f32[]",
+          "segments=[16,48], decayed=[0,32], accumulate=true")
+    ROUND("sum_squares", "x:f32[9001]", "")
+    ROUND("sum_squares", "x:f32[5]", "")
+    EXACT("pack", "x:f32[3,5] y0:f32[17] y1:f32[] y2:f32[2,1,3,3]", "")
+    ROUND("dropout", "x:f32[N,16,5,7] rng:i64[2]", "p=0.25, stream=3")
+    ROUND("dropout", "x:f32[N] rng:i64[2]", "p=0.5")
+    EXACT("dropout", "x:f32[5,17] rng:i64[2]", "p=1")
 
     /* pooling */
     EXACT("max_pool2d", "x:f32[N,6,13,14]", "kernel=[3,3], stride=[2,2], padding=[1,1,1,1]")
@@ -217,6 +234,15 @@ static const OpCase cases[] = {
     EXACT("upsample_grad", "dy:f32[N,16,10,10]", "size=[5,5], mode=bilinear")
     ROUND("upsample_grad", "dy:f32[N,17,7,14]", "size=[5,1], mode=bilinear")
     ROUND("upsample_grad", "dy:f32[N,3,1,29]", "size=[7,5], mode=bilinear, align_corners=true")
+    ROUND("grid_sample_grad_input", "dy:f32[N,3,5,7] theta:f32[N,2,3]", "size=[12,9]")
+    ROUND("grid_sample_grad_input", "dy:f32[N,3,5,14] theta:f32[N,2,3]", "size=[7,7], padding_mode=border")
+    ROUND("grid_sample_grad_input", "dy:f32[N,1,7,5] theta:f32[N,2,3]",
+          "size=[1,9], padding_mode=reflection, align_corners=true")
+    ROUND("grid_sample_grad_theta", "x:f32[N,3,12,9] theta:f32[N,2,3] dy:f32[N,3,5,7]", "")
+    ROUND("grid_sample_grad_theta", "x:f32[N,3,7,7] theta:f32[N,2,3] dy:f32[N,3,5,14]", "padding_mode=border")
+    ROUND("grid_sample_grad_theta", "x:f32[N,1,7,5] theta:f32[N,2,3] dy:f32[N,1,7,5]",
+          "padding_mode=reflection, align_corners=true")
+    ROUND("grid_sample_grad_theta", "x:f32[N,3,9,5] theta:f32[N,2,3] dy:f32[N,3,1,7]", "padding_mode=reflection")
     EXACT("pad_grad", "dy:f32[N,3,9,9]", "padding=[1,2,3,0]")
     EXACT("pad_grad", "dy:f32[N,17,8,17]", "padding=[2,4,1,6], padding_mode=reflect")
     EXACT("pad_grad", "dy:f32[N,3,4,12]", "padding=[2,0,1,7], padding_mode=replicate")
@@ -315,6 +341,7 @@ static double next_value(const Tensor *tensor, int64_t index, int64_t classes, O
   if (tensor->dtype == DTYPE_I64) return (double)(int64_t)(uniform * (double)classes);
   if (strcmp(tensor->name, "theta") == 0) return (index % 6 == 0 || index % 6 == 4 ? 1 : 0) + 0.6 * uniform - 0.3;
   if (strcmp(tensor->name, "target") == 0) return uniform;
+  if (strcmp(tensor->name, "hyper") == 0) return (float)(0.25 + 0.5 * uniform); /* rates, momenta, corrections */
   const bool positive = strncmp(tensor->name, "positive", 8) == 0 || strcmp(tensor->name, "variance") == 0;
   if (fill == OP_CASE_FLOATS) return (float)(positive ? 0.5 + uniform : 2 * uniform - 1);
   return positive ? 1 + (double)(int64_t)(uniform * 4) : (double)((int64_t)(uniform * 7) - 3);

@@ -58,22 +58,41 @@ static int replay_area(const Node *node) {
   }
 }
 
-static void replay_node(Replay *replay, const Node *node) {
-  for (int pass = 0; pass < 2; pass++) {
-    /* once to check the inputs before the write, once after it */
-    for (int32_t i = 0; i < node->input_count; i++) {
-      const Node *owner = node->inputs[i]->alias ? node->inputs[i]->alias : node->inputs[i];
-      int area = replay_area(owner);
-      if (area < 0) continue;
-      for (int64_t line = 0; line < ceil_div(owner->storage.bytes, 64); line++)
-        assert_int_equal(replay->writer[area][owner->storage.offset / 64 + line], owner->id + 1);
-    }
-    int area = replay_area(node);
-    if (area < 0 || pass) continue;
-    assert_int_equal(node->storage.offset % 64, 0);
-    for (int64_t line = 0; line < ceil_div(node->storage.bytes, 64); line++)
-      replay->writer[area][node->storage.offset / 64 + line] = node->id + 1;
+/* Where the node's bytes lie in those of its owner; in one image when batched. */
+static void replay_lines(const Node *node, int64_t *out_first, int64_t *out_end) {
+  const Node *owner = node->alias ? node->alias : node;
+  int64_t bytes = owner->storage.bytes - node->storage.delta;
+  *out_first = (owner->storage.offset + node->storage.delta) / 64;
+  if (node->placed && owner->op == OP_CONCAT) {
+    const int64_t block = node->layout.block > 1 ? node->layout.block : 1;
+    bytes = node->shape.dims[1] / block * node->storage.stride[1] * 4;
+  } else if (node->placed || node->storage.delta > 0) {
+    bytes = node->storage.bytes;
   }
+  *out_end = ceil_div(owner->storage.offset + node->storage.delta + bytes, 64);
+}
+
+static void replay_write(Replay *replay, const Node *node) {
+  const Node *owner = node->alias ? node->alias : node;
+  int area = replay_area(owner);
+  if (area < 0) return;
+  int64_t first, end;
+  assert_int_equal(owner->storage.offset % 64, 0);
+  replay_lines(node, &first, &end);
+  for (int64_t line = first; line < end; line++) replay->writer[area][line] = owner->id + 1;
+}
+
+static void replay_check(const Replay *replay, const Node *node) {
+  const Node *owner = node->alias ? node->alias : node;
+  int area = replay_area(owner);
+  if (area < 0) return;
+  int64_t first, end;
+  replay_lines(node, &first, &end);
+  for (int64_t line = first; line < end; line++) assert_int_equal(replay->writer[area][line], owner->id + 1);
+}
+
+static void replay_inputs(const Replay *replay, const Node *node) {
+  for (int32_t i = 0; i < node->input_count; i++) replay_check(replay, node->inputs[i]);
 }
 
 static const Node *find_node(const Graph *graph, uint32_t id) {
@@ -87,7 +106,21 @@ static void check_memory(const Graph *graph, const Plan *plan, Arena *arena) {
                              plan->prepare_scratch / 64}};
   for (int area = 0; area < 4; area++)
     replay.writer[area] = arena_array(arena, (size_t)replay.lines[area] + 1, uint32_t);
-  for (size_t k = 0; k < plan->kernel_count; k++) replay_node(&replay, find_node(graph, plan->kernels[k].node_id));
+  for (size_t k = 0; k < plan->kernel_count; k++) {
+    const PlanKernel *kernel = &plan->kernels[k];
+    const Node *node = find_node(graph, kernel->node_id);
+    int32_t hosted = 0;
+    replay_inputs(&replay, node);
+    replay_write(&replay, node);
+    for (size_t i = 0; i < graph->node_count; i++) {
+      if (!graph->nodes[i]->hosted || graph->nodes[i]->inputs[0] != node) continue;
+      replay_write(&replay, graph->nodes[i]);
+      hosted++;
+    }
+    assert_int_equal(kernel->reduction_count, hosted);
+    replay_check(&replay, node); /* nothing that the kernel writes covers anything else of it */
+    replay_inputs(&replay, node);
+  }
 }
 
 /* Element `index` in row-major order: elements from the start of the buffer. */
@@ -106,7 +139,7 @@ static int64_t element_offset(const Node *node, int64_t index) {
 static void check_aliases(const Graph *graph) {
   for (size_t i = 0; i < graph->node_count; i++) {
     const Node *node = graph->nodes[i], *owner = node->alias;
-    if (!owner) continue;
+    if (!owner || node->placed) continue;
     int64_t count = 0;
     assert_null(owner->alias);
     assert_true(shape_elements(&node->shape, 2, &count));
@@ -114,6 +147,29 @@ static void check_aliases(const Graph *graph) {
     for (int side = 0; side < 4; side++) assert_int_equal(node->storage.halo[side], owner->storage.halo[side]);
     for (int64_t element = 0; element < count; element++)
       assert_int_equal(element_offset(node, element), element_offset(owner, element));
+  }
+}
+
+/* What is computed inside a concat has its elements where the concat has them. */
+static void check_placed(const Graph *graph) {
+  for (size_t i = 0; i < graph->node_count; i++) {
+    const Node *concat = graph->nodes[i];
+    if (concat->op != OP_CONCAT || !concat->filled) continue;
+    int64_t before = 0, inner = 1;
+    for (int32_t d = 2; d < concat->shape.rank; d++) inner *= concat->shape.dims[d];
+    for (int32_t k = 0; k < concat->op_input_count; k++) {
+      const Node *piece = concat->inputs[k];
+      const int64_t channels = piece->shape.dims[1], all = concat->shape.dims[1];
+      assert_true(piece->placed && piece->alias == concat);
+      for (int side = 0; side < 4; side++) assert_int_equal(piece->storage.halo[side], concat->storage.halo[side]);
+      for (int64_t element = 0; element < 2 * channels * inner; element++) {
+        const int64_t image = element / (channels * inner), rest = element % (channels * inner);
+        const int64_t joined = image * all * inner + before * inner + rest;
+        assert_int_equal(piece->storage.delta / 4 + element_offset(piece, element), element_offset(concat, joined));
+      }
+      before += channels;
+    }
+    assert_int_equal(before, concat->shape.dims[1]);
   }
 }
 
@@ -168,6 +224,7 @@ static void check_outputs(const Graph *graph) {
 void check_plan(const Graph *graph, const Plan *plan, Arena *arena) {
   check_memory(graph, plan, arena);
   check_aliases(graph);
+  check_placed(graph);
   check_halos(plan);
   check_phases(plan);
   check_outputs(graph);

@@ -51,6 +51,7 @@ bool test_isa_runnable(const char *isa) {
 bool test_program_compile(TestProgram *program, const char *isa, const char *disabled, Precision precision) {
   Arena *arena = program->arena;
   program->diag = diag_create(arena);
+  program->device = NULL;
   program->graph = graph_clone(program->source, arena);
   if (!cpu_target(isa, NULL, arena, program->diag, &program->target)) return fail(program, "unknown target");
   Arena *scratch = arena_create(NULL);
@@ -183,7 +184,24 @@ static char *operand_address(const Home *home, const kiln_operand *operand) {
 }
 
 static size_t operand_bytes(const PlanTensor *tensor, int64_t batch) {
-  return (size_t)(tensor->storage.bytes * (shape_batched(&tensor->shape) ? batch : 1));
+  if (!shape_batched(&tensor->shape)) return (size_t)tensor->storage.bytes;
+  return (size_t)(tensor->storage.bytes * batch - tensor->storage.delta); /* part of a larger value: up to its end */
+}
+
+/* What the step does not write must not look written. Of a part of a joined value only its own channels are poisoned. */
+static void poison(const Home *home, const PlanKernel *kernel, char *output) {
+  const PlanTensor *tensor = &kernel->output;
+  const Graph *graph = home->program->graph;
+  const Node *node = NULL;
+  for (size_t i = 0; i < graph->node_count && !node; i++)
+    if (graph->nodes[i]->id == kernel->node_id) node = graph->nodes[i];
+  if (!node || !node->placed || node->alias->op != OP_CONCAT) {
+    memset(output, 0xFF, operand_bytes(tensor, home->batch));
+    return;
+  }
+  const int64_t block = tensor->layout.block > 1 ? tensor->layout.block : 1;
+  const int64_t bytes = tensor->shape.dims[1] / block * tensor->storage.stride[1] * 4;
+  for (int64_t n = 0; n < home->batch; n++) memset(output + n * tensor->storage.stride[0] * 4, 0xFF, (size_t)bytes);
 }
 
 /* Merges the range into the pieces it overlaps. */
@@ -219,6 +237,26 @@ static void run_items(const kiln_step *step, const kiln_call *call, int32_t chun
   }
 }
 
+/* With the pieces copied to memory of the device and back. */
+static bool run_on_device(const TestDevice *device, size_t kernel, const kiln_call *call, uint32_t operand_count,
+                          const Piece *pieces, size_t count) {
+  Piece copies[KILN_MAX_OPERANDS];
+  void *operands[KILN_MAX_OPERANDS];
+  for (size_t i = 0; i < count; i++) {
+    copies[i] = (Piece){.home = pieces[i].guarded, .size = pieces[i].size};
+    copies[i].guarded = device->allocate(device->context, pieces[i].size);
+    device->write(device->context, copies[i].guarded, pieces[i].guarded, pieces[i].size);
+  }
+  for (uint32_t i = 0; i < operand_count; i++) operands[i] = piece_address(copies, count, call->operands[i]);
+  const kiln_call moved = {operands, call->batch, NULL, 0};
+  bool done = device->launch(device->context, kernel, &moved);
+  for (size_t i = 0; i < count; i++) {
+    device->read(device->context, copies[i].home, copies[i].guarded, copies[i].size);
+    device->release(device->context, copies[i].guarded);
+  }
+  return done;
+}
+
 static bool run_step(Home *home, const kiln_step *step, const PlanKernel *kernel, int32_t chunks, bool at_end) {
   Piece pieces[KILN_MAX_OPERANDS];
   void *operands[KILN_MAX_OPERANDS];
@@ -238,12 +276,12 @@ static bool run_step(Home *home, const kiln_step *step, const PlanKernel *kernel
     }
     if (size > 0) pieces_add(pieces, &count, operands[i], size, i == 0);
   }
+  const TestDevice *device = home->program->device;
   for (size_t i = 0; i < count; i++) {
     pieces[i].guarded = guarded_alloc(pieces[i].size, at_end);
     memcpy(pieces[i].guarded, pieces[i].home, pieces[i].size);
   }
   for (uint32_t i = 0; i < step->operand_count; i++) operands[i] = piece_address(pieces, count, operands[i]);
-  /* what the step does not write must not look written */
   bool in_place = false;
   size_t output_size = operand_bytes(&kernel->output, home->batch);
   for (uint32_t i = 1; i < step->operand_count; i++) {
@@ -251,15 +289,19 @@ static bool run_step(Home *home, const kiln_step *step, const PlanKernel *kernel
     size_t size = operand_bytes(&kernel->inputs[i - 1], home->batch);
     in_place = in_place || (begin != NULL && begin < output + output_size && output < begin + size);
   }
-  if (!in_place && output_size > 0) memset(operands[0], 0xFF, output_size);
+  if (!in_place && output_size > 0) poison(home, kernel, operands[0]);
 
+  bool clean = true;
   int64_t stride = round_up(step->scratch_bytes, KILN_ALIGNMENT);
   char *scratch = stride > 0 ? guarded_alloc((size_t)(stride * chunks), at_end) : NULL;
   const kiln_call call = {operands, home->batch, scratch, stride};
-  run_items(step, &call, chunks);
+  if (device != NULL)
+    clean = run_on_device(device, (size_t)(kernel - home->program->plan->kernels), &call, step->operand_count, pieces,
+                          count);
+  else
+    run_items(step, &call, chunks);
   guarded_free(scratch);
 
-  bool clean = true;
   for (size_t i = 0; i < count; i++) {
     if (pieces[i].written) {
       memcpy(pieces[i].home, pieces[i].guarded, pieces[i].size);
@@ -277,7 +319,8 @@ static Tensor read_view(Arena *arena, const kiln_step *step, const char *address
   const kiln_view *view = &step->view;
   Shape shape = {.rank = (int32_t)view->rank};
   for (uint32_t d = 0; d < view->rank; d++) shape.dims[d] = view->dims[d] == -1 ? batch : view->dims[d];
-  DataType dtype = view->dtype == KILN_I64 ? DTYPE_I64 : DTYPE_F32;
+  static const DataType types[] = {DTYPE_F32, DTYPE_I64, DTYPE_BF16, DTYPE_F16};
+  DataType dtype = types[view->dtype];
   size_t size = (size_t)data_type_bytes(dtype);
   Tensor tensor = tensor_create(arena, step->name, dtype, shape);
   int64_t count = tensor_elements(&tensor), index[SHAPE_MAX_RANK];
@@ -302,7 +345,7 @@ static char *poisoned(Arena *arena, int64_t bytes) {
   return memory;
 }
 
-static TensorList create_outputs(const kiln_program *program, int64_t batch, Arena *arena) {
+TensorList test_outputs_create(const kiln_program *program, int64_t batch, Arena *arena) {
   TensorList outputs = {arena_array(arena, program->output_count, Tensor), program->output_count};
   for (uint32_t i = 0; i < program->output_count; i++) {
     const kiln_port *port = &program->outputs[i];
@@ -326,7 +369,7 @@ bool test_program_run(TestProgram *test, int64_t batch, int32_t chunks, bool at_
   home.base[KILN_SPACE_PREPARED] = poisoned(arena, program->prepared_bytes);
   home.base[KILN_SPACE_SCRATCH] = poisoned(arena, program->prepare_scratch);
   *out_run = (TestRun){.batch = batch};
-  home.outputs = create_outputs(program, batch, arena);
+  home.outputs = test_outputs_create(program, batch, arena);
   out_run->values = (TensorList){arena_array(arena, program->run_step_count, Tensor), program->run_step_count};
   for (uint32_t i = 0; i < program->prepare_step_count; i++)
     if (!run_step(&home, &program->prepare_steps[i], &plan->kernels[i], chunks, at_end)) return false;
@@ -362,7 +405,7 @@ bool test_library_run(TestProgram *test, const kiln_program *program, int64_t ba
   if (program->prepare(parameters, prepared, temporary, NULL) != KILN_OK)
     return fail(test, "the library does not prepare");
 
-  *out_outputs = create_outputs(program, batch, arena);
+  *out_outputs = test_outputs_create(program, batch, arena);
   char *io = arena_alloc(arena, 1, sizeof(kiln_io) + (program->input_count + program->output_count) * sizeof(void *));
   const kiln_io head = {.batch = batch, .threads = 1};
   memcpy(io, &head, sizeof head);

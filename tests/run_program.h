@@ -13,6 +13,18 @@
 #include "plan.h"
 #include "tensor.h"
 
+struct kiln_call;
+
+/* Where steps run when not on this processor: see run_cuda.h. */
+typedef struct TestDevice {
+  void *context;
+  char *(*allocate)(void *context, size_t size); /* of the device; the emulator watches it at both ends */
+  void (*release)(void *context, char *memory);
+  void (*write)(void *context, char *to, const char *from, size_t size);
+  void (*read)(void *context, char *to, const char *from, size_t size);
+  bool (*launch)(void *context, size_t kernel, const struct kiln_call *call); /* `kernel` of the plan */
+} TestDevice;
+
 typedef struct TestProgram {
   Arena *arena;
   Diag *diag;
@@ -22,6 +34,7 @@ typedef struct TestProgram {
   Plan *plan;
   const struct kiln_program *program;
   TensorList parameters, inputs; /* set by the caller or by test_fill */
+  const TestDevice *device;      /* NULL: this processor */
 } TestProgram;
 
 /* Reads a description (text that starts with '{') or the text form of the IR. Batched graphs accept up to 4 images
@@ -56,6 +69,9 @@ typedef struct TestRun {
  * pieces, the last piece first, each with its own thread number and scratch (1: in order, on thread 0). `at_end`:
  * buffers lie flush against the guard after them, otherwise against the one before. */
 bool test_program_run(TestProgram *program, int64_t batch, int32_t chunks, bool at_end, TestRun *out_run);
+
+/* A poisoned tensor for every output. */
+TensorList test_outputs_create(const struct kiln_program *program, int64_t batch, Arena *arena);
 
 /* Links the program as a shared library and opens it; it is closed with the arena. NULL on failure. */
 const struct kiln_program *test_program_link(TestProgram *program, const char *path);

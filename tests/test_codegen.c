@@ -44,7 +44,10 @@ static void test_types_match_the_abi(void **state) {
               AT(view)),
 #undef STRUCT
 #define STRUCT kiln_port
-      OFFSETS(kiln_port, AT(name), AT(dtype), AT(rank), AT(dims), AT(bytes), AT(batched), AT(reserved)),
+      OFFSETS(kiln_port, AT(name), AT(dtype), AT(rank), AT(dims), AT(bytes), AT(batched), AT(role)),
+#undef STRUCT
+#define STRUCT kiln_slot
+      OFFSETS(kiln_slot, AT(name), AT(rank), AT(group), AT(dims), AT(offset), AT(decayed), AT(reserved)),
 #undef STRUCT
 #define STRUCT kiln_io
       OFFSETS(kiln_io, AT(batch), AT(parallel_for), AT(pool), AT(threads), AT(reserved)),
@@ -61,7 +64,7 @@ static void test_types_match_the_abi(void **state) {
               AT(parameter_count), AT(hook_count), AT(prepare_steps), AT(run_steps), AT(prepare_step_count),
               AT(run_step_count), AT(max_batch), AT(max_threads), AT(reserved), AT(workspace_fixed),
               AT(workspace_per_batch), AT(scratch_bytes), AT(prepared_bytes), AT(prepare_scratch), AT(check),
-              AT(embedded), AT(prepare), AT(run), AT(metadata)),
+              AT(embedded), AT(prepare), AT(run), AT(metadata), AT(slots), AT(slot_count), AT(group_count)),
 #undef STRUCT
   };
   Text text;

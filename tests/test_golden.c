@@ -6,8 +6,9 @@
  *   # EXPECT-ERROR: file:line:col: text
  *                             one line per message, in order; "file" is the name of the test's file
  *
- * Passes see an x86-64-v3 target whatever the machine. Arguments are patterns of the names of tests to run; none means
- * all. With KILN_UPDATE_GOLDEN=1 in the environment the expectations of these are rewritten instead of compared. */
+ * Passes see an x86-64-v3 target whatever the machine; with a line "# TARGET: gpu" one that has channels last.
+ * Arguments are patterns of the names of tests to run; none means all. With KILN_UPDATE_GOLDEN=1 in the environment the
+ * expectations of these are rewritten instead of compared. */
 #include <dirent.h>
 
 #include "base/file.h"
@@ -26,10 +27,23 @@ static const Target golden_target = {.triple = "x86_64-unknown-linux-gnu",
                                      .isa = "x86-64-v3",
                                      .tune = "generic",
                                      .vector_lanes = 8,
+                                     .hosts_reductions = true,
                                      .vector_registers = 16,
                                      .fma = true,
                                      .l1_bytes = 32 * 1024,
                                      .l2_bytes = 512 * 1024};
+
+static const Target golden_gpu = {.triple = "nvptx64-nvidia-cuda",
+                                  .isa = "sm_90",
+                                  .tune = "generic",
+                                  .vector_lanes = 4,
+                                  .fma = true,
+                                  .l2_bytes = 50 << 20,
+                                  .image_layout = LAYOUT_CHANNEL_LAST,
+                                  .math = MATH_3XTF32,
+                                  .arch = 90,
+                                  .multiprocessors = 132,
+                                  .shared_bytes = 227 * 1024};
 
 /* --- files ----------------------------------------------------------------------------------------- */
 
@@ -39,7 +53,7 @@ typedef struct Golden {
       *input; /* everything before the expectation: comments are blank to the parser, so lines keep their numbers */
   size_t input_size;
   const char *expected; /* the text after "# EXPECT", or the lines after "# EXPECT-ERROR: " */
-  bool error;
+  bool error, gpu;
 } Golden;
 
 static const char *line_end(const char *line) {
@@ -65,6 +79,8 @@ static Golden read_golden(Fixture *fixture, const char *source) {
       const char *list = line + strlen(run) + strspn(line + strlen(run), " ");
       if (passes.size) text_add(&passes, ",");
       add_line(&passes, list, line_end(list));
+    } else if (starts_with(line, "# TARGET: gpu\n")) {
+      golden.gpu = true;
     } else if (starts_with(line, expect)) {
       golden.input_size = (size_t)(line - source);
       golden.expected = line_end(line);
@@ -90,7 +106,9 @@ static void destroy_scratch(void *arena) { arena_destroy(arena); }
 static const char *run_golden(Fixture *fixture, const Golden *golden, const char *file) {
   Graph *graph = NULL;
   if (!graph_parse(file, golden->input, golden->input_size, fixture->arena, fixture->diag, &graph)) return NULL;
-  const PassOptions options = {.target = &golden_target, .scratch = arena_create(NULL)};
+  const PassOptions options = {.target = golden->gpu ? &golden_gpu : &golden_target,
+                               .precision = golden->gpu ? PRECISION_DEFAULT : PRECISION_STRICT,
+                               .scratch = arena_create(NULL)};
   arena_defer(fixture->arena, destroy_scratch, options.scratch);
   if (strcmp(golden->passes, "none") != 0 && !pipeline_run_list(graph, golden->passes, &options, fixture->diag)) {
     return NULL;

@@ -197,9 +197,14 @@ static void test_golden(void **state) {
 /* Ops that are made by passes, or have no derivative, and say so. */
 static bool is_refused(OpCode op) {
   switch (op) {
-    case OP_GRID_SAMPLE:
+    case OP_GRID_SAMPLE_GRAD_INPUT:
+    case OP_GRID_SAMPLE_GRAD_THETA:
     case OP_BATCH_STATS:
     case OP_BN_UPDATE:
+    case OP_SGD_STEP:
+    case OP_ADAM_STEP:
+    case OP_SUM_SQUARES:
+    case OP_PACK:
     case OP_STATS_PARTIAL:
     case OP_STATS_FINAL:
     case OP_ARGMAX:

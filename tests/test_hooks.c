@@ -24,7 +24,7 @@ static const char *const stats_of_both =
     "{ \"value\": \"same\", \"action\": \"stats\" },"
     "{ \"value\": \"copy\", \"action\": \"stats\" }";
 
-enum { MAX_PORTS = 8, BINS = 40, FIELDS = 3 + BINS };
+enum { MAX_PORTS = 96, BINS = 40, FIELDS = 3 + BINS };
 
 #define MUST(call)                                                                \
   do {                                                                            \
@@ -70,7 +70,8 @@ static Outputs run(Fixture *fixture, kiln_executable *executable, const float *x
   kiln_context *context = NULL;
   Outputs outputs = make_outputs(fixture, kiln_executable_program(executable), batch);
   MUST(kiln_context_create(executable, &options, &context, error));
-  MUST(kiln_run(context, batch, (const void *const[]){x}, (void *const *)outputs.data, error));
+  static const int64_t classes[] = {1, 4, 0, 2, 3, 1};
+  MUST(kiln_run(context, batch, (const void *const[]){x, classes}, (void *const *)outputs.data, error));
   kiln_context_destroy(context);
   return outputs;
 }
@@ -282,6 +283,149 @@ static void options_that_do_not_fit_are_reported(void **state) {
   }
 }
 
+/* --- statistics that ride ----------------------------------------------------------------------------- */
+
+/* Direct, depthwise and Winograd convolutions, and element-wise kernels, on sizes that fill no tile, block or vector.
+ */
+static const char producers[] =
+    "{ \"kiln\": 1, \"name\": \"producers\", \"max_batch\": 3,\n"
+    "  \"inputs\": { \"x\": { \"shape\": [\"N\", 3, 45, 61] } },\n"
+    "  \"layers\": [ { \"op\": \"conv2d\", \"name\": \"stem\", \"out_channels\": 37, \"kernel\": 3, \"stride\": 1 },\n"
+    "    { \"op\": \"relu\", \"name\": \"r0\" },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"plain\", \"out_channels\": 40, \"kernel\": 3, \"padding\": 1 },\n"
+    "    { \"op\": \"relu\", \"name\": \"r1\" },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"deep\", \"out_channels\": 40, \"kernel\": 3, \"padding\": 1, \"groups\": 40 "
+    "},\n"
+    "    { \"op\": \"sigmoid\", \"name\": \"r2\" },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"half\", \"out_channels\": 19, \"kernel\": 5, \"stride\": 2 },\n"
+    "    { \"op\": \"tanh\", \"name\": \"r3\" },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"wide\", \"out_channels\": 330, \"kernel\": 1 },\n"
+    "    { \"op\": \"max_pool2d\", \"name\": \"pool\", \"kernel\": 3, \"stride\": 3 },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"last\", \"out_channels\": 330, \"kernel\": 3, \"padding\": 1 } ],\n"
+    "  \"hooks\": [ { \"value\": \"*\", \"action\": \"stats\", \"range\": [%s] } ] }\n";
+
+enum { PRODUCERS = 11, PRODUCER_IMAGE = 3 * 45 * 61 };
+
+static uint32_t count_steps(const kiln_program *program, const char *kind) {
+  uint32_t count = 0;
+  for (uint32_t i = 0; i < program->run_step_count; i++) count += strcmp(program->run_steps[i].kind, kind) == 0;
+  return count;
+}
+
+static Outputs run_producers(Fixture *fixture, const char *isa, const char *range, const char *disabled, const float *x,
+                             bool *out_runs) {
+  static const uint32_t threads[] = {2, 3, 7};
+  const char *text = arena_format(fixture->arena, producers, range);
+  kiln_compile_options options = {.cpu = isa, .threads = 1, .disabled_passes = disabled};
+  kiln_executable *executable = NULL;
+  kiln_model *model = NULL;
+  Outputs outputs = {.count = 0};
+  MUST(kiln_model_parse(NULL, "producers.json", text, strlen(text), NULL, &model, error));
+  MUST(kiln_model_init_weights(model, 5, error));
+  *out_runs = kiln_compile(model, &options, &executable, NULL) == KILN_OK;
+  if (*out_runs) {
+    const kiln_program *program = kiln_executable_program(executable);
+    assert_int_equal(program->hook_count, PRODUCERS);
+    /* the pool's own, and where rows are short, the depthwise convolution's */
+    uint32_t separate = count_steps(program, "stats_partial");
+    assert_true(disabled != NULL ? separate == PRODUCERS : separate >= 1 && separate <= 2);
+    outputs = run(fixture, executable, x, 3, 1);
+    for (size_t i = 0; i < sizeof threads / sizeof *threads; i++) {
+      Outputs other = run(fixture, executable, x, 3, threads[i]);
+      same_bits("threads", &outputs, &other, outputs.count);
+    }
+  }
+  kiln_executable_destroy(executable);
+  kiln_model_destroy(model);
+  return outputs;
+}
+
+/* What rides in its input's kernel finds what a kernel of its own finds, and changes nothing else. */
+static void riding_changes_no_values(void **state) {
+  static const char *const isas[] = {"x86-64-v2", "x86-64-v3", "x86-64-v4", NULL}, *const ranges[] = {"0, 2.5",
+                                                                                                      "-1, 3"};
+  Fixture *fixture = *state;
+  float *x = make_input(fixture, PRODUCER_IMAGE * 3);
+  for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+    for (size_t range = 0; range < (isas[i] == NULL ? 2 : 1); range++) {
+      bool runs = true;
+      Outputs riding = run_producers(fixture, isas[i], ranges[range], NULL, x, &runs);
+      if (!runs) continue; /* not this machine's */
+      Outputs apart = run_producers(fixture, isas[i], ranges[range], "reductions", x, &runs);
+      assert_true(runs);
+      same_bits("riding", &riding, &apart, 1);
+      for (uint32_t hook = 1; hook < riding.count; hook++) {
+        double expected[FIELDS];
+        for (int k = 0; k < FIELDS; k++) expected[k] = (double)apart.data[hook][k];
+        check_stats(arena_format(fixture->arena, "hook %u", hook), riding.data[hook], expected, BINS);
+      }
+    }
+  }
+}
+
+/* --- gradients ---------------------------------------------------------------------------------------- */
+
+static const char classifier[] =
+    "{ \"kiln\": 1, \"name\": \"classifier\", \"max_batch\": 3,\n"
+    "  \"inputs\": { \"x\": { \"shape\": [\"N\", 3, 13, 11] } },\n"
+    "  \"layers\": [ { \"op\": \"conv2d\", \"name\": \"a\", \"out_channels\": 20, \"kernel\": 3 }, { \"op\": \"relu\", "
+    "\"name\": \"r\" },\n"
+    "    { \"op\": \"conv2d\", \"name\": \"b\", \"out_channels\": 7, \"kernel\": 3 },\n"
+    "    { \"op\": \"adaptive_avg_pool2d\", \"name\": \"p\", \"output\": 1 }, { \"op\": \"flatten\", \"name\": \"f\" "
+    "},\n"
+    "    { \"op\": \"linear\", \"name\": \"logits\", \"out_features\": 5 } ],\n"
+    "  \"hooks\": [ %s ] }\n";
+
+static kiln_executable *compile_classifier(Fixture *fixture, const char *hooks, kiln_model **out_model) {
+  const char *text = arena_format(fixture->arena, classifier, hooks);
+  MUST(kiln_model_parse(NULL, "classifier.json", text, strlen(text), NULL, out_model, error));
+  MUST(kiln_model_init_weights(*out_model, 5, error));
+  return compile(*out_model, NULL);
+}
+
+#define GRADIENT(value, action) "{ \"value\": \"" value "\", \"kind\": \"gradient\", \"action\": \"" action "\" }"
+
+/* Statistics of gradients are those of the gradients that are stored; both may be had of one value. */
+static void gradients_have_statistics(void **state) {
+  enum { BATCH = 3, COUNT_A = BATCH * 20 * 11 * 9, COUNT_B = BATCH * 7 * 9 * 7, WHOLE = BATCH * 3 * 13 * 11 };
+  static const char *const names[] = {"hook.grad.a", "hook.grad.stats.b", "hook.grad.stats.a"};
+  Fixture *fixture = *state;
+  kiln_model *stored_model, *model;
+  float *x = make_input(fixture, WHOLE);
+  double expected[FIELDS];
+  kiln_executable *plain = compile_classifier(fixture, GRADIENT("a", "store") "," GRADIENT("b", "call"), &stored_model);
+  Outputs stored = run(fixture, plain, x, BATCH, 1);
+  kiln_executable *executable =
+      compile_classifier(fixture, GRADIENT("b", "stats") "," GRADIENT("a", "store") "," GRADIENT("a", "stats"), &model);
+  const kiln_program *program = kiln_executable_program(executable);
+  assert_int_equal(program->hook_count, 3);
+  Outputs outputs = run(fixture, executable, x, BATCH, 2);
+  same_bits("scores", &outputs, &stored, 1);
+  for (uint32_t i = 0; i < 3; i++) {
+    const char *name = program->hooks[i].name;
+    if (strcmp(name, names[0]) == 0) {
+      assert_memory_equal(outputs.data[1 + i], stored.data[1], stored.bytes[1]);
+    } else if (strcmp(name, names[1]) == 0) {
+      reference(stored.data[2], COUNT_B, BINS, 0, 10, 0.05f, expected);
+      check_stats(name, outputs.data[1 + i], expected, BINS);
+    } else {
+      assert_string_equal(name, names[2]);
+      reference(stored.data[1], COUNT_A, BINS, 0, 10, 0.05f, expected);
+      check_stats(name, outputs.data[1 + i], expected, BINS);
+    }
+  }
+  kiln_executable_destroy(plain);
+  kiln_executable_destroy(executable);
+  kiln_model_destroy(stored_model);
+
+  const kiln_hook other = {"b", KILN_HOOK_GRADIENT, KILN_HOOK_STATS, 7, -1, 1, 0};
+  kiln_error failure;
+  MUST(kiln_model_add_hook_with(model, &other, error));
+  assert_int_equal(kiln_compile(model, NULL, &executable, &failure), KILN_ERROR_INPUT);
+  assert_non_null(strstr(failure.message, "another hook asks for statistics of 'b' with other options"));
+  kiln_model_destroy(model);
+}
+
 /* --- what hooks may not change ------------------------------------------------------------------------ */
 
 static const char residual[] =
@@ -315,6 +459,50 @@ static void outputs_stay_bit_equal(void **state) {
   }
 }
 
+typedef struct ExampleHooks {
+  const char *name, *pattern;
+  int64_t dims[3]; /* of the image; 0: as described */
+} ExampleHooks;
+
+static Outputs run_example(Fixture *fixture, const ExampleHooks *example, kiln_hook_action action, bool hooked,
+                           const float *x, uint32_t threads) {
+  const char *path = arena_format(fixture->arena, KILN_SOURCE_DIR "/examples/%s.json", example->name);
+  kiln_shape shape = {"image", 4, {-1, example->dims[0], example->dims[1], example->dims[2]}};
+  const kiln_model_options options = {&shape, example->dims[0] > 0};
+  const kiln_hook hook = {.pattern = example->pattern, .action = action};
+  kiln_model *model = NULL;
+  MUST(kiln_model_load(NULL, path, &options, &model, error));
+  MUST(kiln_model_init_weights(model, 2, error));
+  if (hooked) MUST(kiln_model_add_hook_with(model, &hook, error));
+  kiln_executable *executable = compile(model, NULL);
+  Outputs outputs = run(fixture, executable, x, 1, threads);
+  kiln_executable_destroy(executable);
+  kiln_model_destroy(model);
+  return outputs;
+}
+
+/* Whole networks, on odd sizes too: hooks on blocks or on everything. */
+static void examples_stay_bit_equal(void **state) {
+  static const ExampleHooks examples[] = {{"simple_cnn10_bn", "*", {0, 0, 0}},
+                                          {"simple_net", "*", {0, 0, 0}},
+                                          {"resnet18", "layer?.?", {3, 65, 97}},
+                                          {"mobilenet_v2", "features.?", {3, 97, 65}},
+                                          {"squeezenet1_1", "features.??", {3, 71, 83}}};
+  enum { LARGEST = 3 * 97 * 97 };
+  static const uint32_t threads[] = {2, 7};
+  Fixture *fixture = *state;
+  float *x = make_input(fixture, LARGEST);
+  for (size_t i = 0; i < sizeof examples / sizeof *examples; i++) {
+    Outputs expected = run_example(fixture, &examples[i], KILN_HOOK_STORE, false, x, 1);
+    for (size_t k = 0; k < 2; k++) {
+      kiln_hook_action action = k == 0 ? KILN_HOOK_STATS : KILN_HOOK_STORE;
+      Outputs found = run_example(fixture, &examples[i], action, true, x, threads[k]);
+      assert_true(found.count > 2);
+      same_bits(examples[i].name, &found, &expected, 1);
+    }
+  }
+}
+
 static Plan *plan_without(Fixture *fixture, const Target *target, const char *omitted) {
   static const char text[] =
       "graph \"g\" {\n  input %x : f32[N,16,9,9]\n  parameter %w : f32[16,16,3,3] {init=weight}\n"
@@ -333,20 +521,22 @@ static Plan *plan_without(Fixture *fixture, const Target *target, const char *om
   return plan;
 }
 
-/* Without hooks the code is what a compiler without the pass makes. */
+/* Without hooks the code is what a compiler without the passes makes. */
 static void no_hooks_no_change(void **state) {
+  static const char *const omitted[] = {"", "hooks", "reductions", "autodiff"};
   Fixture *fixture = *state;
   Target target;
   CpuObjects objects[2];
   assert_true(cpu_target("native", NULL, fixture->arena, fixture->diag, &target));
-  for (int i = 0; i < 2; i++) {
-    Plan *plan = plan_without(fixture, &target, i == 0 ? "" : "hooks");
-    assert_true(cpu_compile(plan, NULL, fixture->arena, fixture->diag, &objects[i]));
-  }
-  assert_int_equal(objects[0].count, objects[1].count);
-  for (size_t i = 0; i < objects[0].count; i++) {
-    assert_int_equal(objects[0].objects[i].size, objects[1].objects[i].size);
-    assert_memory_equal(objects[0].objects[i].data, objects[1].objects[i].data, objects[0].objects[i].size);
+  for (size_t k = 0; k < sizeof omitted / sizeof *omitted; k++) {
+    CpuObjects *made = &objects[k == 0 ? 0 : 1];
+    assert_true(cpu_compile(plan_without(fixture, &target, omitted[k]), NULL, fixture->arena, fixture->diag, made));
+    if (k == 0) continue;
+    assert_int_equal(objects[0].count, made->count);
+    for (size_t i = 0; i < made->count; i++) {
+      assert_int_equal(objects[0].objects[i].size, made->objects[i].size);
+      assert_memory_equal(objects[0].objects[i].data, made->objects[i].data, made->objects[i].size);
+    }
   }
 }
 
@@ -409,7 +599,10 @@ int main(void) {
                                      fixture_test(options_are_used),
                                      fixture_test(edges_are_counted_like_histc),
                                      fixture_test(options_that_do_not_fit_are_reported),
+                                     fixture_test(riding_changes_no_values),
+                                     fixture_test(gradients_have_statistics),
                                      fixture_test(outputs_stay_bit_equal),
+                                     fixture_test(examples_stay_bit_equal),
                                      fixture_test(no_hooks_no_change),
                                      fixture_test(callbacks_come_as_values_are_made)};
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -85,6 +85,17 @@ static const Mistake mistakes[] = {
     {"batch_stats", "x:f32[N]", "", "input expects at least 2 dimensions, found 1: [N]"},
     {"bn_update", "r:f32[3] s:f32[3,2] x:f32[N,3]", "", "batch statistics expect shape [2,3], found [3,2]"},
     {"bn_update", "r:f32[2] s:f32[2,3] x:f32[N,3]", "", "running statistic expects shape [3], found [2]"},
+    {"sgd_step", "x:f32[3,32] g:f32[32] h:f32[1,16] l:f32[]", "segments=[32], decayed=[16]", "state expects 2 rows, found [3,32]"},
+    {"sgd_step", "x:f32[2,32] g:f32[16] h:f32[1,16] l:f32[]", "segments=[32], decayed=[16]", "gradients expects shape [32], found [16]"},
+    {"sgd_step", "x:f32[2,32] g:f32[32] h:f32[1,8] l:f32[]", "segments=[32], decayed=[16]", "hyper expects 1 to 8 rows of 16 numbers, found [1,8]"},
+    {"sgd_step", "x:f32[2,32] g:f32[32] h:f32[1,16] l:f32[2]", "segments=[32], decayed=[16]", "loss expects 0 dimensions, found 1: [2]"},
+    {"adam_step", "x:f32[3,32] g:f32[32] h:f32[2,16] l:f32[]", "segments=[32], decayed=[16]", "segments and decayed expect a number per row of hyper, 2, found 1 and 1"},
+    {"adam_step", "x:f32[4,32] g:f32[32] h:f32[1,16] l:f32[]", "segments=[32], decayed=[33], accumulate=true", "decayed[0] expects a number from 0 to 32, found 33"},
+    {"adam_step", "x:f32[3,32] g:f32[32] h:f32[1,16] l:f32[]", "segments=[16], decayed=[16]", "segments end at 16, a row of the state at 32"},
+    {"sum_squares", "x:f32[N]", "", "input expects a fixed number of values, found [N]"},
+    {"pack", "x:f32[N,3] z:f32[2]", "", "input 0 must not be batched"},
+    {"dropout", "x:f32[N,3] r:i64[3]", "", "rng expects shape [2], found [3]"},
+    {"bn_update", "r:f32[3] s:f32[2,3] x:f32[N,3] l:f32[1]", "", "loss expects 0 dimensions, found 1: [1]"},
     {"bn_update", "r:f32[3] s:f32[2,3] x:f32[N,3]", "dim=2", "dim expects 0 for the mean or 1 for the variance, found 2"},
 
     /* pooling and resampling */
@@ -168,6 +179,10 @@ static const Mistake mistakes[] = {
     {"adaptive_avg_pool2d_grad", "dy:f32[N,3,1]", "size=[2,2]", "input expects 4 dimensions, found 3: [N,3,1]"},
     {"adaptive_max_pool2d_grad", "x:f32[N,3,4,4] dy:f32[N,4,1,1]", "", "gradient expects shape [N,3,1,1], found [N,4,1,1]"},
     {"upsample_grad", "dy:f32[N,3,4,4]", "size=[0,2]", "size expects the input's height and width, found 0x2"},
+    {"grid_sample_grad_input", "dy:f32[N,3,4,4] theta:f32[N,2,3]", "size=[3,0]", "size expects the input's height and width, found 3x0"},
+    {"grid_sample_grad_input", "dy:f32[N,3,4,4] theta:f32[N,3,3]", "size=[3,2]", "theta expects shape [N,2,3], found [N,3,3]"},
+    {"grid_sample_grad_theta", "x:f32[N,3,4,4] theta:f32[N,2] dy:f32[N,3,4,4]", "", "theta expects shape [N,2,3], found [N,2]"},
+    {"grid_sample_grad_theta", "x:f32[N,3,4,4] theta:f32[N,2,3] dy:f32[N,2,4,5]", "", "gradient expects shape [N,3,4,5], found [N,2,4,5]"},
     {"pad_grad", "dy:f32[N,3,4,4]", "padding=[2,0,2,0]", "the height of [N,3,4,4] has no room for 4 elements of padding"},
     {"pad_grad", "dy:f32[N,3,4,4]", "padding=[2,0,0,0], padding_mode=reflect", "reflection padding along the height must be less than the input's 2, found 2"},
 

@@ -107,6 +107,54 @@ static const char *const canonical[] = {
     "  parameter %first : f32[2] {init=one, port=0}\n"
     "  %4 = add %a, %2 : f32[N,2]\n"
     "}\n",
+    /* statistics, computed where their input is */
+    "graph \"statistics\" {\n"
+    "  input %x : f32[N,4,64,64]\n"
+    "  %y = relu %x : f32[N,4,64,64]\n"
+    "  %2 = stats_partial %y {parts=4} : f32[N,4,45] hosted\n"
+    "  %3 = stats_final %2 : f32[43]\n"
+    "  output y = %y\n"
+    "  hook_output hook.stats.y = %3\n"
+    "}\n",
+    /* a training step asked for */
+    "graph \"request\" {\n"
+    "  input %x : f32[N,7]\n"
+    "  output x = %x\n"
+    "  objective cross_entropy accuracy error_rate\n"
+    "  train mse of x sgd nesterov clip accumulate memory_limit 1048576\n"
+    "}\n",
+    /* and made: parts of the state, values computed where they belong */
+    "graph \"step\" {\n"
+    "  memory {workspace_fixed=256}\n"
+    "  input %x : f32[3]\n"
+    "  input %hyper : f32[1,16]\n"
+    "  input %rng : i64[2]\n"
+    "  input %loss : f32[]\n"
+    "  parameter %state : f32[2,8] @parameter(stride=[8,1], bytes=64) {init=zero}\n"
+    "  %flat = reshape %state {shape=[16]} : f32[16] @parameter(stride=[1], bytes=64) alias %state\n"
+    "  %w = slice %flat {dim=0, start=4, length=3} : f32[3] @parameter(stride=[1], bytes=12, delta=16) alias %state\n"
+    "  %d = dropout %w, %rng {p=0.25, stream=2} : f32[3]\n"
+    "  %a = add %d, %x : f32[3] @workspace(stride=[1], bytes=12) placed %g\n"
+    "  %b = full {value=1, shape=[5]} : f32[5] @workspace(stride=[1], bytes=20, delta=12) placed %g\n"
+    "  %g = pack %a, %b : f32[8] @workspace(stride=[1], bytes=32) filled\n"
+    "  %new = sgd_step %state, %g, %hyper, %loss {segments=[8], decayed=[3], nesterov=true}"
+    " : f32[2,8] @parameter(stride=[8,1], bytes=64) placed %state\n"
+    "  %c = add %a, %x : f32[3]\n"
+    "  %y = sum_squares %g : f32[1]\n"
+    "  output c = %c\n"
+    "  update state = %new\n"
+    "  slot w : f32[3] offset 4 group 0 decayed\n"
+    "  slot v : f32[5] offset 8 group 1\n"
+    "  group_rows 1\n"
+    "  recompute 3\n"
+    "}\n",
+    "graph \"accumulation\" {\n"
+    "  input %x : f32[3,8]\n"
+    "  input %g : f32[8]\n"
+    "  input %hyper : f32[1,16]\n"
+    "  input %loss : f32[]\n"
+    "  %y = sgd_step %x, %g, %hyper, %loss {segments=[8], decayed=[3], accumulate=true} : f32[3,8]\n"
+    "}\n",
     /* gradients asked for, and the ops that they need */
     "graph \"gradients\" {\n"
     "  input %class : i64[N]\n"
@@ -210,6 +258,10 @@ static const BadText bad_texts[] = {
      "t.ir:3:26: error: an epilogue takes element-wise operations, found 'flatten'\n"},
     {"graph \"g\" {\n  input %x : f32[1,4]\n  input %z : f32[3,4]\n  %y = relu %x epilogue [add %z]\n}",
      "t.ir:4:3: error: 'y': epilogue step 0: operand [3,4] of add does not broadcast to [1,4]\n"},
+    {"graph \"g\" {\n  input %x : f32[N,4,64,64]\n  %y = relu %x\n  %2 = stats_partial %y {parts=5} hosted\n}",
+     "t.ir:4:3: error: after parse: %2 (stats_partial): rule 'hosted': the kernel of %1 has 4 parts, found 5\n"},
+    {"graph \"g\" {\n  input %x : f32[2,64,64]\n  %2 = stats_partial %x {parts=64} hosted\n}", 
+     "t.ir:3:3: error: after parse: %2 (stats_partial): rule 'hosted': the kernel of %0 cannot compute reductions\n"},
     {"graph \"g\" {\n  input %x : f32[2]\n  %y = relu %x alias %z\n}", "t.ir:3:22: error: value '%z' is not defined\n"},
     {"graph \"g\" {\n  parameter %w : f32[2] {data=[1,2,3]}\n}",
      "t.ir:2:31: error: data has 3 numbers, the shape has 2 elements\n"},
@@ -298,8 +350,9 @@ static void test_op_names(void **state) {
     assert_string_not_equal(names[i], "convert");
     assert_string_not_equal(names[i], "input");
   }
-  /* sources and what passes make; backward ops; a gradient for each element-wise op of one operand */
-  assert_int_equal(count, OP_COUNT - 8 - 16 - 12);
+  /* sources and what passes make; backward ops; ends of training steps; a gradient for each element-wise op of one
+   * operand */
+  assert_int_equal(count, OP_COUNT - 8 - 18 - 4 - 12);
   assert_int_equal(op_find("bn_scale"), OP_BN_SCALE);
   assert_int_equal(op_find("conv"), OP_COUNT);
 }
@@ -363,6 +416,9 @@ static void break_index(Graph *g) { g->nodes[R]->storage = (Storage){.space = SP
 static void break_halo(Graph *g) { g->nodes[C]->storage.halo[2] = -1; }
 static void break_alias(Graph *g) { g->nodes[R]->alias = g->nodes[C]; }
 static void break_alias_self(Graph *g) { g->nodes[R]->alias = g->nodes[R]; }
+static void break_update(Graph *g) { graph_add_update(g, 0, g->nodes[R]); }
+static void break_update_parameter(Graph *g) { graph_add_update(g, 3, g->nodes[R]); }
+static void break_hosted(Graph *g) { g->nodes[R]->hosted = true; }
 static void break_layer(Graph *g) { g->nodes[C]->layer = 1; }
 
 typedef struct Rule {
@@ -410,6 +466,9 @@ static const Rule rules[] = {
     {break_halo, "rule 'storage': the halo must not be negative, found -1"},
     {break_alias, "rule 'alias': the value shares the storage of %2, but lies elsewhere"},
     {break_alias_self, "rule 'alias': the value shares the storage of %3, which is itself"},
+    {break_hosted, "%3 'r' (relu): rule 'hosted': no kernel can compute this operation besides its own"},
+    {break_update, "%3 'r' (relu): rule 'update': 'w' is not updated by an operation that takes it first"},
+    {break_update_parameter, "graph: rule 'update': there is no parameter 3"},
     {break_layer, "rule 'layer': the node belongs to layer 1 of 1"},
 };
 
@@ -426,6 +485,33 @@ static void test_verifier(void **state) {
 }
 
 /* --- inference ------------------------------------------------------------------------------------- */
+
+/* A reader of the parameter, or of what may become a view of it, stands behind the update. */
+static void test_late_reader(void **state) {
+  Fixture *fixture = *state;
+  static const char *const late[] = {"%state", "%flat", "%w"};
+  for (size_t i = 0; i < sizeof late / sizeof *late; i++) {
+    const char *text = arena_format(fixture->arena,
+                                    "graph \"g\" {\n"
+                                    "  input %%g : f32[2]\n"
+                                    "  input %%stats : f32[2,2]\n"
+                                    "  input %%x : f32[N,2]\n"
+                                    "  parameter %%state : f32[2] {init=zero}\n"
+                                    "  %%flat = reshape %%state {shape=[2,1]} : f32[2,1]\n"
+                                    "  %%w = slice %%flat {dim=0} : f32[1,1]\n"
+                                    "  %%new = bn_update %%state, %%stats, %%x {dim=0} : f32[2]\n"
+                                    "  %%y = relu %s\n"
+                                    "  output y = %%y\n"
+                                    "  update state = %%new\n"
+                                    "}\n",
+                                    late[i]);
+    Graph *graph = NULL;
+    clear_messages(fixture);
+    if (graph_parse("t.ir", text, strlen(text), fixture->arena, fixture->diag, &graph))
+      fail_msg("a late reader of %s is not noticed", late[i]);
+    check_message_part(fixture, "%7 'y' (relu): rule 'update': it reads 'state', which %6 has changed by then");
+  }
+}
 
 static void test_infer_goes_on(void **state) {
   Fixture *fixture = *state;
@@ -697,6 +783,7 @@ int main(void) {
       fixture_test(test_attributes),
       fixture_test(test_op_names),
       fixture_test(test_verifier),
+      fixture_test(test_late_reader),
       fixture_test(test_infer_goes_on),
       fixture_test(test_input_shape),
       fixture_test(test_replace),

@@ -244,6 +244,7 @@ static bool is_covered_elsewhere(OpCode op) {
 
 static bool takes_blocks(const Node *node, int32_t block) {
   if (node->shape.rank != 4 || node->op == OP_BATCH_NORM || node->op == OP_CONVERT) return false;
+  if (node->op == OP_DROPOUT && node->op_input_count > 1) return false;
   if (node->op != OP_CONCAT) return op_info(node->op)->layouts == LAYOUTS_IMAGE;
   if (node->attrs.dim != 1) return false;
   for (int32_t i = 0; i < node->op_input_count; i++)
@@ -271,12 +272,17 @@ static void check_fills(Trial *trial) {
   trial->exact = exact;
 }
 
+/* What changes a state in place ends in no other value. */
+static bool ends_step(OpCode op) { return op == OP_SGD_STEP || op == OP_ADAM_STEP || op == OP_PACK; }
+
 static void check_line(Fixture *fixture, const Target *target, const OpCase *line, bool epilogue) {
   static const int32_t input_halo[4] = {1, 2, 0, 1}, output_halo[4] = {2, 1, 1, 3};
   Trial trial = start_trial(fixture, target, line);
   if (is_covered_elsewhere(trial.node->op)) return;
   if (epilogue) {
     if (trial.node->dtype != DTYPE_F32 || trial.node->op == OP_CONVERT) return;
+    if (trial.node->op == OP_STATS_PARTIAL) return; /* its rows are no values to which anything is added */
+    if (ends_step(trial.node->op)) return;
     add_epilogue(&trial);
     trial.label = arena_format(fixture->arena, "%s with an epilogue", trial.label);
   }

@@ -7,6 +7,7 @@ static const Target narrow = {.triple = "test",
                               .isa = "test",
                               .tune = "generic",
                               .vector_lanes = 4,
+                              .hosts_reductions = true,
                               .vector_registers = 16,
                               .l1_bytes = 32768,
                               .l2_bytes = 262144};
@@ -14,6 +15,7 @@ static const Target wide = {.triple = "test",
                             .isa = "test",
                             .tune = "generic",
                             .vector_lanes = 16,
+                            .hosts_reductions = true,
                             .vector_registers = 32,
                             .fma = true,
                             .l1_bytes = 32768,
@@ -205,15 +207,13 @@ static void hooks_that_do_not_fit_are_reported(void **state) {
   graph->value_names = (ValueName[]){{"relu1", relu}};
   graph->value_name_count = 1;
   graph->hooks = (Hook[]){{"relu2", HOOK_ACTIVATION, HOOK_STORE, {"m.json", 3, 5}},
-                          {"relu1", HOOK_GRADIENT, HOOK_STORE, {"m.json", 4, 5}},
-                          {"relu1", HOOK_GRADIENT, HOOK_STATS, {"m.json", 5, 5}}};
-  graph->hook_count = 3;
+                          {"relu1", HOOK_GRADIENT, HOOK_STORE, {"m.json", 4, 5}}};
+  graph->hook_count = 2;
   PassOptions options = {.target = &wide};
   Plan *plan;
   assert_false(pipeline_run(graph, &options, NULL, fixture->diag, &plan));
   check_messages(fixture,
-                 "m.json:3:5: error: hook 'relu2' matches no value; did you mean 'relu1'?\n"
-                 "m.json:5:5: error: hook 'relu1': gradients are only stored by this version, found action 'stats'\n");
+                 "m.json:3:5: error: hook 'relu2' matches no value; did you mean 'relu1'?\n");
   clear_messages(fixture);
   graph->hooks[0].pattern = "relu1";
   graph->hook_count = 2;
@@ -266,8 +266,8 @@ static void dumps_come_in_order(void **state) {
   assert_true(pipeline_run(graph, &options, &pipeline, fixture->diag, &plan));
   assert_null(plan);
   assert_string_equal(log.text.data,
-                      "before 0 infer ir\nbefore 0 infer dot\nafter 3 lower ir\nafter 3 lower dot\n"
-                      "after 8 layout ir\nafter 8 layout dot\n");
+                      "before 0 infer ir\nbefore 0 infer dot\nafter 4 lower ir\nafter 4 lower dot\n"
+                      "after 11 layout ir\nafter 11 layout dot\n");
   log.fail = true;
   graph = random_graph(2, fixture->arena, &inputs);
   assert_false(pipeline_run(graph, &options, &pipeline, fixture->diag, &plan));

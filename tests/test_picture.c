@@ -374,6 +374,30 @@ static void crops_are_centred(void **state) {
   assert_memory_equal(crop.pixels + 4 * 9 * 3, picture.pixels + 14 * 3, 9 * 3);
 }
 
+static void pictures_are_fitted_to_a_crop(void **state) {
+  Fixture *fixture = *state;
+  static const struct {
+    int32_t from[2], resize, crop[2], to[2];
+  } cases[] = {
+      {{640, 480}, 256, {224, 224}, {341, 256}}, {{480, 640}, 0, {224, 224}, {224, 299}},
+      {{640, 480}, 100, {224, 200}, {267, 200}}, {{3, 2}, 0, {7, 7}, {11, 7}},
+      {{50, 40}, 40, {40, 40}, {50, 40}},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+    const Picture picture = draw(fixture->arena, cases[i].from[0], cases[i].from[1], 1);
+    Picture fitted;
+    assert_true(picture_fit(&picture, "p", cases[i].resize, cases[i].crop[0], cases[i].crop[1], fixture->arena,
+                            fixture->diag, &fitted));
+    assert_int_equal(fitted.width, cases[i].to[0]);
+    assert_int_equal(fitted.height, cases[i].to[1]);
+    assert_int_equal(fitted.pixels == picture.pixels, i == 4);
+  }
+  const Picture narrow = draw(fixture->arena, 1, 1000, 1);
+  Picture fitted;
+  assert_false(picture_fit(&narrow, "p", 0, 224, 224, fixture->arena, fixture->diag, &fitted));
+  check_messages(fixture, "p: error: a picture of 1x1000 is too narrow for an input of 224x224\n");
+}
+
 /* --- tensors --------------------------------------------------------------------------------------- */
 
 static void pictures_become_tensors(void **state) {
@@ -437,6 +461,7 @@ int main(void) {
       fixture_test(running_out_of_memory_leaks_nothing),
       fixture_test(written_pictures_read_back),
       fixture_test(resizing_equals_pillow),
+      fixture_test(pictures_are_fitted_to_a_crop),
       fixture_test(crops_are_centred),
       fixture_test(pictures_become_tensors),
       fixture_test(tensors_become_pictures),

@@ -9,6 +9,9 @@
 
 static const char *const isas[] = {"x86-64-v4", "x86-64-v3", "x86-64-v2", "aarch64"};
 enum { ISA_COUNT = sizeof isas / sizeof *isas };
+static const WinogradSplit forms[] = {WINOGRAD_SPLIT_NEVER, WINOGRAD_SPLIT_ALWAYS, WINOGRAD_TRANSFORMING};
+static const char *const form_names[] = {"fused", "split", "filters transformed in the kernel"};
+enum { FORM_COUNT = 2 * sizeof forms / sizeof *forms }; /* each with F(2) and F(4) */
 
 /* Bounds of |error| / (u · Σ|a||b|) and of the relative L2 error, see the README's section on precision. */
 static double element_gate(int32_t outputs) { return (outputs == 2 ? 8 : 48) * 0x1p-24; }
@@ -150,12 +153,12 @@ static void test_against_interpreter(void **state) {
   Fixture *fixture = *state;
   for (size_t i = 0; i < CASE_COUNT; i++)
     for (int isa = 0; isa < ISA_COUNT; isa++)
-      for (int form = 0; form < 4; form++) {
+      for (int form = 0; form < FORM_COUNT; form++) {
         if (!test_isa_runnable(isas[isa])) continue;
         int32_t outputs = form & 1 ? 4 : 2;
-        WinogradSplit split = form & 2 ? WINOGRAD_SPLIT_ALWAYS : WINOGRAD_SPLIT_NEVER;
-        const char *label = arena_format(fixture->arena, "case %zu, %s, F(%d), %s", i, isas[isa], (int)outputs,
-                                         form & 2 ? "split" : "fused");
+        WinogradSplit split = forms[form / 2];
+        const char *label =
+            arena_format(fixture->arena, "case %zu, %s, F(%d), %s", i, isas[isa], (int)outputs, form_names[form / 2]);
         TestProgram program;
         assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &cases[i])));
         if (!compile(&program, isas[isa], outputs, split)) fail_msg("%s: does not compile", label);
@@ -170,12 +173,11 @@ static void test_divisions(void **state) {
   Fixture *fixture = *state;
   static const int32_t chunks[] = {2, 3, 7, 16};
   for (size_t i = 0; i < CASE_COUNT; i++)
-    for (int form = 0; form < 4; form++) {
+    for (int form = 0; form < FORM_COUNT; form++) {
       TestProgram program;
       TestRun one, many;
       assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &cases[i])));
-      assert_true(
-          compile(&program, "native", form & 1 ? 4 : 2, form & 2 ? WINOGRAD_SPLIT_ALWAYS : WINOGRAD_SPLIT_NEVER));
+      assert_true(compile(&program, "native", form & 1 ? 4 : 2, forms[form / 2]));
       test_fill(&program, FILL_FLOATS, cases[i].batch, 3);
       assert_true(test_program_run(&program, cases[i].batch, 1, false, &one));
       for (size_t j = 0; j < sizeof chunks / sizeof *chunks; j++) {

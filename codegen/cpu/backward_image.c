@@ -1,6 +1,6 @@
 /* Gradients of pooling, resampling and padding. A work item is a plane: the gradients of one channel of one image are
  * scattered into it, place by place in row-major order, so that the result does not depend on the number of threads.
- * Plain values. */
+ * Plain values, or batch-blocked ones: then a plane is that of a block of images, and each place of it a vector. */
 #include "backward.h"
 #include "conv.h"
 #include "wide.h"
@@ -22,6 +22,7 @@ typedef struct Plane {
   Emit *emit;
   const PlanKernel *kernel;
   const PlanTensor *gradient, *out;
+  int32_t lanes; /* of a place: images of a block, or 1 */
   Value image, channel;
   Value start, x_start; /* offsets of the plane in the output and, where the kernel reads it, in input 0 */
   EmitLoop item, row, column;
@@ -36,6 +37,7 @@ static void store_zero(Emit *emit, void *context, int32_t lanes, Value at) {
 /* Begins a plane with zeros and the loops over all gradients of it, which are input `gradient`. */
 static Plane plane_begin(Emit *emit, const PlanKernel *kernel, int32_t gradient, KernelWork *out_work) {
   Plane plane = {.emit = emit, .kernel = kernel, .gradient = &kernel->inputs[gradient], .out = &kernel->output};
+  plane.lanes = emit_lane_block(plane.out);
   const int64_t *dims = plane.out->shape.dims, *places = plane.gradient->shape.dims;
   *out_work = work_per_image(dims[0], dims[1]);
   plane.item = emit_loop_begin(emit, emit->begin, emit->end, 1, "plane");
@@ -47,14 +49,14 @@ static Plane plane_begin(Emit *emit, const PlanKernel *kernel, int32_t gradient,
   EmitLoop y = emit_loop_count(emit, dims[2], 1, "zero");
   emit_halo(emit, plane.image, plane.channel, y.index);
   Value row = emit_add(emit, plane.start, emit_mul_int(emit, y.index, plane.out->storage.stride[2]));
-  emit_vector_loop(emit, dims[3], emit->target->vector_lanes, store_zero, &row);
+  emit_vector_loop(emit, dims[3] * plane.lanes, emit->target->vector_lanes, store_zero, &row);
   emit_loop_end(emit, &y);
 
   plane.row = emit_loop_count(emit, places[2], 1, "row");
   plane.column = emit_loop_count(emit, places[3], 1, "column");
   index[2] = plane.y = plane.row.index;
   index[3] = plane.x = plane.column.index;
-  plane.value = emit_load(emit, emit->inputs[gradient], emit_offset(emit, plane.gradient, index), 1);
+  plane.value = emit_load(emit, emit->inputs[gradient], emit_offset(emit, plane.gradient, index), plane.lanes);
   return plane;
 }
 
@@ -79,7 +81,13 @@ static void plane_end(Plane *plane) {
     EmitLoop y = emit_loop_count(emit, plane->out->shape.dims[2], 1, "epilogue");
     Value index[SHAPE_MAX_RANK] = {plane->image, plane->channel, y.index};
     PlaneRow row = {plane, index};
-    emit_vector_loop(emit, plane->out->shape.dims[3], emit->target->vector_lanes, apply_epilogue, &row);
+    if (plane->lanes > 1) {
+      EmitLoop x = emit_loop_count(emit, plane->out->shape.dims[3], 1, "x");
+      apply_epilogue(emit, &row, plane->lanes, x.index);
+      emit_loop_end(emit, &x);
+    } else {
+      emit_vector_loop(emit, plane->out->shape.dims[3], emit->target->vector_lanes, apply_epilogue, &row);
+    }
     emit_loop_end(emit, &y);
   }
   emit_loop_end(emit, &plane->item);
@@ -94,7 +102,7 @@ static Value plane_offset(Emit *emit, const PlanTensor *tensor, Value y, Value x
 static void add_at(const Plane *plane, Value offset, Value value) {
   Emit *emit = plane->emit;
   Value at = emit_add(emit, plane->start, offset);
-  emit_store(emit, emit->output, at, emit_fadd(emit, emit_load(emit, emit->output, at, 1), value));
+  emit_store(emit, emit->output, at, emit_fadd(emit, emit_load(emit, emit->output, at, plane->lanes), value));
 }
 
 /* --- windows ----------------------------------------------------------------------------------------- */
@@ -123,8 +131,48 @@ static Range adaptive_range(Emit *emit, int64_t in, int64_t out, Value at) {
                  emit_div_int(emit, emit_add_int(emit, next, out - 1), out), 1};
 }
 
+/* A lane each: two sweeps over the window, one that finds each lane's place, one that gives each place its lanes. */
+static void scatter_maxima(Plane *plane, Range rows, Range columns) {
+  Emit *emit = plane->emit;
+  const PlanTensor *x = &plane->kernel->inputs[0];
+  LLVMTypeRef type = LLVMVectorType(emit->i32, (unsigned)plane->lanes);
+  Value best = emit_variable(emit, emit_float_type(emit, plane->lanes), "best");
+  Value places = emit_variable(emit, type, "places"), zero = emit_float(emit, plane->lanes, 0);
+  emit_set(emit, best, zero);
+  emit_set(emit, places, LLVMConstAllOnes(type));
+  for (int sweep = 0; sweep < 2; sweep++) {
+    EmitLoop r = emit_loop_begin(emit, rows.begin, rows.end, rows.step, "r");
+    EmitLoop s = emit_loop_begin(emit, columns.begin, columns.end, columns.step, "s");
+    Value number = emit_add(emit, emit_mul_int(emit, r.index, x->shape.dims[3]), s.index);
+    number = LLVMBuildTrunc(emit->builder, number, emit->i32, "");
+    Value at = LLVMBuildInsertElement(emit->builder, LLVMGetPoison(type), number, emit_int(emit, 0), "");
+    at = LLVMBuildShuffleVector(emit->builder, at, LLVMGetPoison(type), LLVMConstNull(type), "");
+    Value before = emit_get(emit, emit_float_type(emit, plane->lanes), best), where = emit_get(emit, type, places);
+    if (sweep == 0) {
+      Value from = emit_add(emit, plane->x_start, plane_offset(emit, x, r.index, s.index));
+      Value value = emit_load(emit, emit->inputs[0], from, plane->lanes);
+      /* as emit_take_larger */
+      Value exceeds = LLVMBuildFCmp(emit->builder, LLVMRealUGT, value, before, "");
+      Value is_number = LLVMBuildFCmp(emit->builder, LLVMRealORD, before, before, "");
+      Value none = LLVMBuildICmp(emit->builder, LLVMIntSLT, where, LLVMConstNull(type), "");
+      Value better = LLVMBuildOr(emit->builder, none, emit_and(emit, exceeds, is_number), "");
+      emit_set(emit, best, emit_select(emit, better, value, before));
+      emit_set(emit, places, emit_select(emit, better, at, where));
+    } else {
+      Value here = LLVMBuildICmp(emit->builder, LLVMIntEQ, where, at, "");
+      add_at(plane, plane_offset(emit, plane->out, r.index, s.index), emit_select(emit, here, plane->value, zero));
+    }
+    emit_loop_end(emit, &s);
+    emit_loop_end(emit, &r);
+  }
+}
+
 static void scatter_maximum(Plane *plane, Range rows, Range columns) {
   Emit *emit = plane->emit;
+  if (plane->lanes > 1) {
+    scatter_maxima(plane, rows, columns);
+    return;
+  }
   const PlanTensor *x = &plane->kernel->inputs[0];
   Value best = emit_variable(emit, emit->f32, "best"), place = emit_variable(emit, emit->i64, "place");
   emit_set(emit, best, emit_float(emit, 1, 0));
@@ -144,8 +192,9 @@ static void scatter_maximum(Plane *plane, Range rows, Range columns) {
 
 static void scatter_share(Plane *plane, Range rows, Range columns, Value count) {
   Emit *emit = plane->emit;
-  Value share = emit_fdiv(emit, wide_from_float(emit, plane->value, 1), wide_from_int(emit, count));
-  share = wide_to_float(emit, share, 1);
+  Value divisor = wide_splat(emit, wide_from_int(emit, count), plane->lanes);
+  Value share = emit_fdiv(emit, wide_from_float(emit, plane->value, plane->lanes), divisor);
+  share = wide_to_float(emit, share, plane->lanes);
   EmitLoop r = emit_loop_begin(emit, rows.begin, rows.end, 1, "r");
   EmitLoop s = emit_loop_begin(emit, columns.begin, columns.end, 1, "s");
   add_at(plane, plane_offset(emit, plane->out, r.index, s.index), share);
@@ -238,8 +287,9 @@ static Between source_place(Emit *emit, const Attrs *attrs, int64_t in, int64_t 
 
 static void add_weighted(const Plane *plane, Value y, Value x, Value down, Value across) {
   Emit *emit = plane->emit;
-  Value weight = emit_fmul(emit, emit_fmul(emit, down, across), wide_from_float(emit, plane->value, 1));
-  add_at(plane, plane_offset(emit, plane->out, y, x), wide_to_float(emit, weight, 1));
+  Value weight = wide_splat(emit, emit_fmul(emit, down, across), plane->lanes);
+  weight = emit_fmul(emit, weight, wide_from_float(emit, plane->value, plane->lanes));
+  add_at(plane, plane_offset(emit, plane->out, y, x), wide_to_float(emit, weight, plane->lanes));
 }
 
 bool cpu_upsample_grad(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {

@@ -12,6 +12,7 @@
 #include <llvm-c/Transforms/PassBuilder.h>
 
 #include "base/checked.h"
+#include "batch.h"
 #include "codegen.h"
 #include "emit.h"
 #include "kiln_abi.h"
@@ -249,6 +250,11 @@ static void load_arguments(Emit *emit) {
     const char *name = arena_format(emit->arena, "input%d", i);
     emit->inputs[i] = load_field(emit, emit->pointer, operands, sizeof(void *) * (size_t)(i + 1), name);
   }
+  emit->reductions = arena_array(emit->arena, (size_t)emit->kernel->reduction_count, Value);
+  for (int32_t i = 0; i < emit->kernel->reduction_count; i++) {
+    const char *name = arena_format(emit->arena, "reduction%d", i);
+    emit->reductions[i] = load_field(emit, emit->pointer, operands, sizeof(void *) * (size_t)(count + i + 1), name);
+  }
   emit->batch = load_field(emit, emit->i64, call, offsetof(kiln_call, batch), "batch");
   emit->thread = LLVMBuildZExt(emit->builder, LLVMGetParam(emit->function, 1), emit->i64, "thread.wide");
   emit->begin = LLVMGetParam(emit->function, 2);
@@ -257,6 +263,17 @@ static void load_arguments(Emit *emit) {
   Value stride = load_field(emit, emit->i64, call, offsetof(kiln_call, scratch_stride), "scratch.stride");
   Value distance = LLVMBuildMul(emit->builder, stride, emit->thread, "");
   emit->scratch = LLVMBuildGEP2(emit->builder, LLVMInt8TypeInContext(emit->context), scratch, &distance, 1, "scratch");
+}
+
+/* Every item leaves a row. */
+static bool reductions_fit(const PlanKernel *kernel, const KernelWork *work) {
+  for (int32_t i = 0; i < kernel->reduction_count; i++) {
+    const Shape *shape = &kernel->reductions[i].output.shape;
+    const bool batched = shape_batched(shape);
+    if (work->items_per_batch != (batched ? shape->dims[1] : 0)) return false;
+    if (work->items != (batched ? 0 : shape->dims[0] * shape->dims[1])) return false;
+  }
+  return true;
 }
 
 static bool build_kernel(Unit *unit) {
@@ -282,7 +299,10 @@ static bool build_kernel(Unit *unit) {
   load_arguments(&emit);
   CpuEmit *const emitter = emitters[unit->kernel->op];
   if (emitter == NULL) return internal_error(unit, "code generation", "the op has no code");
-  if (!emitter(&emit, unit->kernel, &unit->work, unit->diag)) return false;
+  bool batched = batch_block(unit->kernel) > 0;
+  if (!(batched ? batch_emit : emitter)(&emit, unit->kernel, &unit->work, unit->diag)) return false;
+  if (unit->kernel->reduction_count > 0 && (emit.riding == NULL || !reductions_fit(unit->kernel, &unit->work)))
+    return internal_error(unit, "code generation", "the kernel does not compute reductions, or has other items");
   assert(unit->work.items >= 0 && unit->work.items_per_batch >= 0 && unit->work.scratch_bytes >= 0);
   LLVMBuildRetVoid(emit.builder);
   return true;

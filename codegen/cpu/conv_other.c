@@ -2,6 +2,7 @@
 #include "base/checked.h"
 #include "conv.h"
 #include "kiln_abi.h"
+#include "ride.h"
 
 ConvShape conv_shape(const PlanKernel *kernel) {
   const Shape *in = &kernel->inputs[0].shape, *filter = &kernel->inputs[1].shape, *out = &kernel->output.shape;
@@ -125,6 +126,7 @@ static void emit_depthwise_tile(Depthwise *state, int64_t pixels, Value y, Value
     Value sum = emit_epilogue(emit, emit_get(emit, vector, sums[i]), index, state->lanes);
     emit_store(emit, emit->output, emit_offset(emit, &kernel->output, index), sum);
   }
+  ride_take(emit, state->block);
 }
 
 /* A filter sees one channel: lanes are channels, and a tap is a multiply-add of a vector of pixels by a vector of
@@ -142,6 +144,8 @@ bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
   if (!conv_check_halo(kernel, shape, diag)) return false;
   int64_t blocks = ceil_div(shape->filters, state.lanes), panel_blocks = filter->layout.block / state.lanes;
   *out_work = work_per_image(shape->images, blocks * shape->out_height);
+  int64_t tiles = ceil_div(shape->out_width, DEPTHWISE_PIXELS);
+  out_work->scratch_bytes = ride_begin(emit, 0, shape->out_width);
 
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
   const int64_t extents[3] = {1, blocks, shape->out_height};
@@ -153,7 +157,7 @@ bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
   Value lane = emit_mul_int(emit, emit_mod_int(emit, state.block, panel_blocks), state.lanes);
   state.filter =
       emit_address(emit, emit->inputs[1], emit_add_int(emit, emit_add(emit, panel, lane), filter->storage.origin));
-  int64_t tiles = ceil_div(shape->out_width, DEPTHWISE_PIXELS);
+  ride_item(emit);
   int64_t narrow = shape->out_width / tiles, wide = shape->out_width % tiles;
   for (int part = 0; part < 2; part++) {
     int64_t count = part == 0 ? wide : tiles - wide, pixels = part == 0 ? narrow + 1 : narrow;
@@ -164,6 +168,7 @@ bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
     emit_loop_end(emit, &x);
   }
   emit_halo(emit, state.image, state.block, digits[2]);
+  ride_item_end(emit, item.index);
   emit_loop_end(emit, &item);
   return true;
 }

@@ -1,7 +1,7 @@
 /* Winograd convolution: F(2×2,3×3) and F(4×4,3×3), stride 1, channel-blocked; see ir/winograd.h for the terms.
  *
- * Operands: the output [N][K/b][H][W][b]; transformed filters U [K/f][A·A][C][f] with f = b·T; and either the image, or
- * its transformed tiles V [N][A·A][tile][C].
+ * Operands: the output [N][K/b][H][W][b]; transformed filters U [K/f][A·A][C][f] with f = b·T, or the filters as they
+ * are, [K/f][C][3][3][f]; and either the image, or its transformed tiles V [N][A·A][tile][C].
  *
  * Tiles of an image, in row-major order, are divided into register blocks of at most P tiles, of sizes that differ by
  * at most one. For each position ξ of the A × A ones and each panel of f filters, a register block is a matrix
@@ -16,9 +16,14 @@
  *   tiles operand   an item is a panel of one image: threads share V, and each reads only its part of U. For images of
  *                   few tiles. M is [A·A][tile][f].
  *
+ * U is 16/9 or four times as large as the filters, and where tiles are few, reading it is what takes the time. So with
+ * the tiles operand U may be made here, of a part of the channels at a time that the second-level cache holds: then
+ * only the filters come from memory. M is summed up over the parts.
+ *
  * An output depends on its own tile only, and every sum runs over the channels in order, so that results do not depend
  * on how items are divided or grouped. */
 #include "base/checked.h"
+#include "ride.h"
 #include "winograd_transform.h"
 
 enum { CHANNEL_UNROLL = 4, MAX_BLOCK_VECTORS = 16, LINE_BYTES = 64 };
@@ -41,11 +46,16 @@ typedef struct Winograd {
   int64_t row, m_row; /* elements of V and M from tile to tile */
   int64_t v_plane, m_plane;
   int64_t prefetch; /* elements of the next U that a step over CHANNEL_UNROLL channels fetches */
+  bool transforms;  /* U is made here */
+  int64_t part;     /* channels that it is made of at a time; without `transforms` all there are */
+  int64_t u_plane;
+  int64_t fetch_lines; /* cache lines of the next part's filters that a product of a register block fetches */
   /* the products of a register block: base tiles, base + 1 tiles, all tiles of `images` images */
   EmitRoutine product, larger_product, images_product;
   int64_t images;
   /* of the current group */
   Value v, m;   /* addresses of its first tile's numbers */
+  Value u;      /* address of a part of U, when it is made here */
   Value origin; /* number of that tile, counted through all images */
 } Winograd;
 
@@ -123,9 +133,23 @@ static void product_channels(const Winograd *winograd, int64_t rows, Value *sums
   }
 }
 
+/* The step's share of the next part's filters: steps and lines need not be as many. */
+static void prefetch_filters(const Winograd *winograd, Value next, Value channel) {
+  Emit *emit = winograd->emit;
+  int64_t steps = winograd->part / CHANNEL_UNROLL, line = LINE_BYTES / (int64_t)sizeof(float);
+  Value step = emit_div_int(emit, channel, CHANNEL_UNROLL);
+  Value first = emit_div_int(emit, emit_mul_int(emit, step, winograd->fetch_lines), steps);
+  for (int64_t i = 0; i < ceil_div(winograd->fetch_lines, steps); i++)
+    emit_prefetch_line(emit, next, emit_mul_int(emit, emit_add_int(emit, first, i), line), false);
+}
+
 /* Fetches the lines of the step that begins at `channel`. */
 static void prefetch_step(const Winograd *winograd, Value next, Value channel) {
   Emit *emit = winograd->emit;
+  if (winograd->transforms) {
+    prefetch_filters(winograd, next, channel);
+    return;
+  }
   /* whole lines a step, so that they follow each other */
   Value address =
       emit_address(emit, next, emit_mul_int(emit, emit_div_int(emit, channel, CHANNEL_UNROLL), winograd->prefetch));
@@ -133,11 +157,11 @@ static void prefetch_step(const Winograd *winograd, Value next, Value channel) {
     emit_prefetch_line(emit, address, emit_int(emit, at), false);
 }
 
-/* The products of `rows` tiles. Arguments: addresses in a position's planes of V and M, of a panel of U, and of what is
- * to be fetched. */
+/* The products of `rows` tiles, added to M when U is made in parts. Arguments: addresses in a position's planes of V
+ * and M, of a panel of U, and of what is to be fetched. */
 static EmitRoutine product_routine(const Winograd *winograd, const char *name, int64_t rows) {
   Emit *emit = winograd->emit;
-  int64_t vectors = winograd->panel_vectors, channels = winograd->shape.channels;
+  int64_t vectors = winograd->panel_vectors, channels = winograd->part;
   int64_t width = vectors * winograd->lanes, looped = channels / CHANNEL_UNROLL * CHANNEL_UNROLL;
   LLVMTypeRef vector = emit_float_type(emit, winograd->lanes);
   Value arguments[4];
@@ -145,8 +169,11 @@ static EmitRoutine product_routine(const Winograd *winograd, const char *name, i
   Value tiles = arguments[0], filters = arguments[1], products = arguments[2];
   Value *sums = arena_array(emit->arena, (size_t)(rows * vectors), Value);
   for (int64_t i = 0; i < rows * vectors; i++) {
+    Value place = emit_int(emit, i / vectors * winograd->m_row + i % vectors * winograd->lanes);
+    bool adds = winograd->part < winograd->shape.channels;
     sums[i] = emit_variable(emit, vector, "sum");
-    emit_set(emit, sums[i], emit_float(emit, winograd->lanes, 0));
+    emit_set(emit, sums[i],
+             adds ? emit_load(emit, products, place, winograd->lanes) : emit_float(emit, winograd->lanes, 0));
   }
   if (looped > 0) {
     EmitLoop channel = emit_loop_count(emit, looped, CHANNEL_UNROLL, "channel");
@@ -181,6 +208,7 @@ static void product_call(const Winograd *winograd, const EmitRoutine *routine, c
                          const ProductPlace *place) {
   Emit *emit = winograd->emit;
   int64_t share = winograd->shape.channels / CHANNEL_UNROLL * winograd->prefetch;
+  if (winograd->transforms) share = winograd->fetch_lines * LINE_BYTES / (int64_t)sizeof(float);
   Value arguments[4] = {emit_address(emit, place->tiles, emit_mul_int(emit, block->row, winograd->row)), place->filters,
                         emit_address(emit, place->products, emit_mul_int(emit, block->row, winograd->m_row)),
                         emit_address(emit, place->next, emit_mul_int(emit, number, share))};
@@ -264,6 +292,7 @@ static void store_tile(OutputTile *tile, Value tile_row, Value tile_column, cons
       tile->operands[i] =
           emit_opaque(emit, emit_address(emit, emit->inputs[i], emit_offset(emit, operand, tile->index)));
   }
+  bool always_whole = last_rows == outputs && last_columns == outputs;
   Value inner_row = emit_less(emit, tile_row, emit_int(emit, winograd->grid.rows - 1));
   Value inner_column = emit_less(emit, tile_column, emit_int(emit, winograd->grid.columns - 1));
   for (tile->row = 0; tile->row < outputs; tile->row++) {
@@ -271,13 +300,16 @@ static void store_tile(OutputTile *tile, Value tile_row, Value tile_column, cons
     if (tile->row >= last_rows) exists = emit_if(emit, inner_row, "row_exists");
     if (last_columns < outputs) whole = emit_if(emit, inner_column, "whole_row");
     store_row(tile, base, &values[tile->row * outputs], outputs);
+    if (!always_whole) ride_take(emit, tile->index[1]);
     if (last_columns < outputs) {
       emit_else(emit, &whole);
       store_row(tile, base, &values[tile->row * outputs], last_columns);
+      ride_take(emit, tile->index[1]);
       emit_end_if(emit, &whole);
     }
     if (tile->row >= last_rows) emit_end_if(emit, &exists);
   }
+  ride_take(emit, tile->index[1]);
 }
 
 /* The tiles of a register block, for vectors [begin, end) of channels. */
@@ -305,6 +337,7 @@ static void finish_block(const Winograd *winograd, const TileBlock *block, Value
   }
   store_tile(&output, digit[0], digit[1], values);
   emit_loop_end(emit, &vector);
+  ride_row(emit);
   emit_loop_end(emit, &tile);
 }
 
@@ -329,8 +362,8 @@ static void emit_block_halo(const Winograd *winograd, const TileBlock *block, Va
 
 /* --- items ------------------------------------------------------------------------------------------- */
 
-/* Register blocks [0, count) from `item` on, for panels [begin, end). */
-static void emit_group(const Winograd *winograd, Value item, Value count, Value begin, Value end) {
+/* The products of register blocks [0, count) from `item` on, for panels [begin, end) of U. */
+static void multiply(const Winograd *winograd, Value item, Value count, Value begin, Value end) {
   Emit *emit = winograd->emit;
   const Storage *filter = &winograd->filter->storage;
   int64_t width = winograd->panel_vectors * winograd->lanes;
@@ -350,13 +383,72 @@ static void emit_group(const Winograd *winograd, Value item, Value count, Value 
   product_blocks(winograd, item, count, &place);
   emit_loop_end(emit, &panel);
   emit_loop_end(emit, &position);
+}
+
+/* Channels [0, part) of a panel's filters at `filters` → U. */
+static void transform_filters(const Winograd *winograd, Value filters) {
+  Emit *emit = winograd->emit;
+  int64_t lanes = winograd->lanes, width = winograd->panel_vectors * lanes;
+  EmitLoop channel = emit_loop_count(emit, winograd->part, 1, "filter_channel");
+  Value from = emit_address(emit, filters, emit_mul_int(emit, channel.index, winograd->filter->storage.stride[1]));
+  Value to = emit_address(emit, winograd->u, emit_mul_int(emit, channel.index, width));
+  for (int64_t k = 0; k < winograd->panel_vectors; k++)
+    winograd_filter_tile(emit, winograd->outputs, winograd->lanes, emit_address(emit, from, emit_int(emit, k * lanes)),
+                         width, emit_address(emit, to, emit_int(emit, k * lanes)), winograd->u_plane);
+  emit_loop_end(emit, &channel);
+}
+
+static void clear_products(const Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  EmitLoop at = emit_loop_count(emit, winograd->positions * winograd->m_plane, winograd->lanes, "clear");
+  emit_store(emit, winograd->m, at.index, emit_float(emit, winograd->lanes, 0));
+  emit_loop_end(emit, &at);
+}
+
+/* The same for one panel, whose U is made here. What is fetched is the part that follows in memory, also of the next
+ * panel. */
+static void multiply_transforming(const Winograd *winograd, Value item, Value count, Value panel) {
+  Emit *emit = winograd->emit;
+  const Storage *filter = &winograd->filter->storage;
+  int64_t fetched = winograd->blocks * winograd->fetch_lines * LINE_BYTES / (int64_t)sizeof(float);
+  Value panel_filters = emit_address(emit, emit->inputs[1],
+                                     emit_add_int(emit, emit_mul_int(emit, panel, filter->stride[0]), filter->origin));
+  if (winograd->part < winograd->shape.channels) clear_products(winograd);
+  EmitLoop part = emit_loop_count(emit, winograd->shape.channels, winograd->part, "part");
+  Value filters = emit_address(emit, panel_filters, emit_mul_int(emit, part.index, filter->stride[1]));
+  transform_filters(winograd, filters);
+  EmitLoop position = emit_loop_count(emit, winograd->positions, 1, "position");
+  Value tiles = emit_address(emit, winograd->v,
+                             emit_add(emit, emit_mul_int(emit, position.index, winograd->v_plane), part.index));
+  Value next =
+      emit_address(emit, filters,
+                   emit_add_int(emit, emit_mul_int(emit, position.index, fetched), winograd->part * filter->stride[1]));
+  const ProductPlace place = {
+      tiles, emit_address(emit, winograd->u, emit_mul_int(emit, position.index, winograd->u_plane)),
+      emit_address(emit, winograd->m, emit_mul_int(emit, position.index, winograd->m_plane)), next};
+  product_blocks(winograd, item, count, &place);
+  emit_loop_end(emit, &position);
+  emit_loop_end(emit, &part);
+}
+
+/* Register blocks [0, count) from `item` on, for panels [begin, end): one panel when U is made here.
+ * `blocks_are_items`: each register block is an item; else all of it is part of one. */
+static void emit_group(const Winograd *winograd, Value item, Value count, Value begin, Value end,
+                       bool blocks_are_items) {
+  Emit *emit = winograd->emit;
+  if (winograd->transforms)
+    multiply_transforming(winograd, item, count, begin);
+  else
+    multiply(winograd, item, count, begin, end);
 
   Value first_vector = emit_mul_int(emit, begin, winograd->panel_vectors);
   Value end_vector =
       emit_min(emit, emit_int(emit, winograd->filter_vectors), emit_mul_int(emit, end, winograd->panel_vectors));
   EmitLoop number = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "finish");
   TileBlock block = tile_block(winograd, emit_add(emit, item, number.index));
+  if (blocks_are_items) ride_item(emit);
   finish_block(winograd, &block, first_vector, end_vector);
+  if (blocks_are_items) ride_item_end(emit, emit_add(emit, item, number.index));
   emit_loop_end(emit, &number);
   EmitLoop halo = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "halo");
   block = tile_block(winograd, emit_add(emit, item, halo.index));
@@ -376,7 +468,7 @@ static void emit_block_items(Winograd *winograd) {
   TileBlock block = tile_block(winograd, emit_add(emit, group.index, number.index));
   transform_block(winograd, &block);
   emit_loop_end(emit, &number);
-  emit_group(winograd, group.index, count, emit_int(emit, 0), emit_int(emit, winograd->panels));
+  emit_group(winograd, group.index, count, emit_int(emit, 0), emit_int(emit, winograd->panels), true);
   emit_loop_end(emit, &group);
 }
 
@@ -387,22 +479,26 @@ static void emit_panel_items(Winograd *winograd) {
   bool batched = winograd->shape.images == DIM_BATCH;
   Value images = batched ? emit->batch : emit_int(emit, winograd->shape.images);
   winograd->m = emit->scratch;
+  winograd->u = emit_address(emit, emit->scratch, emit_int(emit, winograd->positions * winograd->m_plane));
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
   Value panel = LLVMBuildUDiv(emit->builder, item.index, images, "panel");
   Value image = emit_sub(emit, item.index, LLVMBuildNSWMul(emit->builder, panel, images, ""));
   winograd->v =
       emit_address(emit, emit->inputs[0], emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]), in->origin));
   winograd->origin = emit_mul_int(emit, image, winograd->tiles);
+  ride_item(emit);
   emit_group(winograd, emit_mul_int(emit, image, winograd->blocks), emit_int(emit, winograd->blocks), panel,
-             emit_add_int(emit, panel, 1));
+             emit_add_int(emit, panel, 1), false);
+  ride_item_end(emit, item.index);
   emit_loop_end(emit, &item);
 }
 
 static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kernel, Diag *diag) {
   const ConvShape shape = conv_shape(kernel);
   const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
-  int32_t lanes = kernel->output.layout.block, outputs = winograd_outputs(filter->layout.kind);
-  bool tiles = layout_is_winograd_tiles(input->layout.kind);
+  bool tiles = layout_is_winograd_tiles(input->layout.kind), transforms = filter->layout.kind == LAYOUT_FILTER_BLOCK;
+  int32_t lanes = kernel->output.layout.block;
+  int32_t outputs = winograd_outputs(transforms ? input->layout.kind : filter->layout.kind);
   bool fits = outputs > 0 && !layout_is_winograd_tiles(filter->layout.kind) && input->layout.block == lanes &&
               kernel->output.layout.kind == LAYOUT_CHANNEL_BLOCK && filter->layout.block % lanes == 0 &&
               filter->layout.block <= MAX_BLOCK_VECTORS * lanes && shape.groups == 1 &&
@@ -436,6 +532,9 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   winograd->filter_vectors = ceil_div(shape.filters, lanes);
   winograd->panels = ceil_div(winograd->filter_vectors, winograd->panel_vectors);
   winograd->row = round_up(shape.channels, lanes);
+  int32_t part = kernel->choice.channel_chunk;
+  winograd->transforms = transforms;
+  winograd->part = transforms && part > 0 && shape.channels % part == 0 ? part : shape.channels;
   int64_t group = tiles ? winograd->blocks : kernel->choice.row_chunk / largest_block(winograd);
   winograd->group_blocks = group < 1 ? 1 : group;
   return true;
@@ -453,12 +552,20 @@ bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   winograd->v_plane = tiles ? winograd->input->storage.stride[3] : round_up(rows * winograd->row, line) + line;
   int64_t steps = winograd->shape.channels / CHANNEL_UNROLL * winograd->group_blocks;
   winograd->prefetch = steps > 0 ? round_up(ceil_div(winograd->shape.channels * width, steps), line) : 0;
+  if (winograd->transforms) {
+    winograd->u_plane = round_up(winograd->part * width, line) + line;
+    int64_t lines = ceil_div(winograd->part * winograd->filter->storage.stride[1], line);
+    if (winograd->part >= CHANNEL_UNROLL)
+      winograd->fetch_lines = ceil_div(lines, winograd->positions * winograd->blocks);
+  }
   winograd->images = winograd->blocks == 1 ? kernel->choice.tile_pixels / winograd->tiles : 1;
   if (winograd->images > winograd->group_blocks) winograd->images = winograd->group_blocks;
   product_routines(winograd);
   *out_work = work_per_image(winograd->shape.images, tiles ? winograd->panels : winograd->blocks);
-  out_work->scratch_bytes =
-      winograd->positions * (winograd->m_plane + (tiles ? 0 : winograd->v_plane)) * (int64_t)sizeof(float);
+  int64_t planes = winograd->m_plane + (tiles ? winograd->u_plane : winograd->v_plane);
+  out_work->scratch_bytes = winograd->positions * planes * (int64_t)sizeof(float);
+  int64_t tile_vectors = winograd->filter_vectors * winograd->outputs * winograd->outputs;
+  out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, tile_vectors);
   if (tiles)
     emit_panel_items(winograd);
   else

@@ -28,9 +28,8 @@ typedef struct Stripe {
   bool compact;         /* short code rather than fast code */
 } Stripe;
 
-/* Transposes lanes × lanes numbers: at the step of width w, the w × w squares off the diagonal of each 2w × 2w square
- * change places. */
-static void transpose(Emit *emit, Value *rows, int32_t lanes) {
+/* At the step of width w, the w × w squares off the diagonal of each 2w × 2w square change places. */
+void move_transpose(Emit *emit, Value *rows, int32_t lanes) {
   for (int32_t width = 1; width < lanes; width *= 2) {
     Value upper[MAX_LANES], lower[MAX_LANES];
     for (int32_t k = 0; k < lanes; k++) {
@@ -63,7 +62,7 @@ static void convert_square(Emit *emit, const Stripe *stripe, Value column, Value
       rows[i] = emit_float(emit, side, 0);
     }
   }
-  transpose(emit, rows, side);
+  move_transpose(emit, rows, side);
   for (int32_t i = 0; i < side; i++) {
     if (stripe->to_blocked)
       emit_store(emit, emit->output, emit_add_int(emit, blocked, (int64_t)i * stripe->block), rows[i]);

@@ -10,6 +10,8 @@
 
 #include "base/checked.h"
 #include "emit.h"
+#include "ride.h"
+#include "work.h"
 
 enum {
   MAX_TENSORS = 32,
@@ -280,9 +282,74 @@ static void emit_places(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
   emit_loop_end(emit, &item);
 }
 
+/* --- with reductions --------------------------------------------------------------------------------- */
+
+enum { ROW_UNROLLED = 8 };
+
+/* Elements [begin, end) of a row, `parts` vectors at a time; `step` is how far the place moves from one to the next. */
+static void compute_part(Emit *emit, Place *place, int32_t dim, Value begin, Value end, int32_t parts, int32_t lanes,
+                         int64_t step) {
+  EmitLoop at = emit_loop_begin(emit, begin, end, parts * step, "part");
+  for (int32_t i = 0; i < parts; i++) {
+    place->index[dim] = emit_add_int(emit, at.index, i * step);
+    compute_place(emit, place, lanes, place->index[dim]);
+  }
+  ride_take(emit, place->kernel->output.shape.rank == 4 ? place->index[1] : NULL);
+  emit_loop_end(emit, &at);
+}
+
+static void compute_row(Emit *emit, Place *place, int32_t lanes) {
+  const PlanTensor *output = &place->kernel->output;
+  const bool blocked = emit_lane_block(output) > 1;
+  const int32_t dim = output->shape.rank - 1;
+  int64_t width = output->shape.dims[dim], step = blocked ? 1 : lanes;
+  int64_t unrolled = width - width % (ROW_UNROLLED * step), whole = width - width % step;
+  if (unrolled > 0)
+    compute_part(emit, place, dim, emit_int(emit, 0), emit_int(emit, unrolled), ROW_UNROLLED, lanes, step);
+  if (unrolled < whole) compute_part(emit, place, dim, emit_int(emit, unrolled), emit_int(emit, whole), 1, lanes, step);
+  if (whole < width) compute_part(emit, place, dim, emit_int(emit, whole), emit_int(emit, width), 1, 1, 1);
+}
+
+/* Items are rows, as ir/work.h divides them. */
+static void emit_rows(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
+  const PlanTensor *output = &kernel->output;
+  const Shape *shape = &output->shape;
+  const RowWork work = work_rows(shape, output->layout);
+  int32_t block = emit_lane_block(output), lanes = block > 1 ? block : emit->target->vector_lanes, rank = shape->rank;
+  int64_t extents[SHAPE_MAX_RANK + 1] = {1};
+  int count = 1;
+  for (int32_t d = 1; d < rank - 2; d++)
+    extents[count++] = block > 1 && d == 1 ? ceil_div(shape->dims[d], block) : shape->dims[d];
+  extents[count++] = work.chunks;
+  int64_t items = work.planes * work.chunks;
+  *out_work =
+      shape_batched(shape) ? (KernelWork){.items_per_batch = items} : (KernelWork){.items = items * shape->dims[0]};
+  out_work->scratch_bytes = ride_begin(emit, 0, ceil_div(shape->dims[rank - 1] * block, lanes));
+
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  Value index[SHAPE_MAX_RANK + 1] = {NULL};
+  emit_split(emit, item.index, count, extents, index);
+  Value begin = emit_mul_int(emit, index[count - 1], work.rows);
+  Value end = emit_min(emit, emit_add_int(emit, begin, work.rows), emit_int(emit, work.height));
+  Place place = {kernel, index, emit_lane_dim(output), lanes};
+  ride_item(emit);
+  EmitLoop y = emit_loop_begin(emit, begin, end, 1, "row");
+  if (rank > 2) index[rank - 2] = y.index;
+  if (has_halo(output)) emit_halo(emit, index[0], index[1], index[2]);
+  compute_row(emit, &place, lanes);
+  ride_row(emit);
+  emit_loop_end(emit, &y);
+  ride_item_end(emit, item.index);
+  emit_loop_end(emit, &item);
+}
+
 bool cpu_elementwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
   (void)diag;
   Nest nest;
+  if (kernel->reduction_count > 0) {
+    emit_rows(emit, kernel, out_work);
+    return true;
+  }
   if (nest_build(kernel, &nest)) {
     if (!has_halo(&kernel->output)) nest_sort(&nest);
     nest_merge(&nest);

@@ -24,6 +24,8 @@ typedef struct Emit {
   const PlanKernel *kernel;
   Value output;  /* address of operand 0: start of the output's buffer (origin not added) */
   Value *inputs; /* addresses of the inputs, same order as kernel->inputs */
+  Value *reductions; /* addresses of the results of kernel->reductions */
+  struct Reductions *riding; /* the state of reductions.c; NULL: the kernel computes none */
   Value batch, thread, begin, end, scratch; /* scratch: of this thread */
   int64_t max_batch; /* of the program: batch is never more */
 } Emit;

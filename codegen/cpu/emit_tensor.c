@@ -2,6 +2,7 @@
 #include <assert.h>
 
 #include "emit.h"
+#include "ride.h"
 
 /* The dimension that a blocked layout splits; -1 when it splits none. */
 static int32_t split_dim(const PlanTensor *tensor) {
@@ -15,9 +16,11 @@ static int32_t split_dim(const PlanTensor *tensor) {
     case LAYOUT_VECTOR_BLOCK:
     case LAYOUT_FILTER_WINOGRAD2:
     case LAYOUT_FILTER_WINOGRAD4:
+    case LAYOUT_BATCH_BLOCK:
       return 0;
     case LAYOUT_PLAIN:
     case LAYOUT_CHANNEL_LAST:
+    case LAYOUT_FILTER_LAST:
       return -1;
   }
   return -1;
@@ -141,8 +144,7 @@ const ExprBuilder *emit_expr_builder(Emit *emit, int32_t lanes) {
 
 Value emit_epilogue_with(Emit *emit, Value value, int32_t lanes, EmitOperandLoad load, void *context) {
   const PlanKernel *kernel = emit->kernel;
-  if (kernel->epilogue_count == 0) return value;
-  const ExprBuilder *builder = emit_expr_builder(emit, lanes);
+  const ExprBuilder *builder = kernel->epilogue_count > 0 ? emit_expr_builder(emit, lanes) : NULL;
   for (int32_t i = 0; i < kernel->epilogue_count; i++) {
     const EpilogueStep *step = &kernel->epilogue[i];
     ExprValue a = {.handle = value}, b = {.handle = NULL};
@@ -150,6 +152,7 @@ Value emit_epilogue_with(Emit *emit, Value value, int32_t lanes, EmitOperandLoad
     const OpInfo *info = op_info(step->op);
     value = (step->reversed ? info->expr(builder, &step->attrs, b, a) : info->expr(builder, &step->attrs, a, b)).handle;
   }
+  ride_note(emit, value, lanes);
   return value;
 }
 

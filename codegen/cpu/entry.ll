@@ -7,6 +7,7 @@
 %kiln_view = type { i32, i32, [6 x i64], [6 x i64], i64, i64, i32, i32 }
 %kiln_step = type { ptr, ptr, ptr, ptr, i32, i32, i64, i64, i64, double, double, double, double, %kiln_view }
 %kiln_port = type { ptr, i32, i32, [6 x i64], i64, i32, i32 }
+%kiln_slot = type { ptr, i32, i32, [6 x i64], i64, i32, i32 }
 %kiln_io = type { i64, ptr, ptr, i32, i32 }
 %kiln_weights = type { ptr, ptr, ptr }
 %kiln_weights_head = type { [8 x i8], i64, i64, i64, [32 x i8] }
@@ -17,7 +18,8 @@
   i64, i32, i32,                                    ; 19 max_batch, max_threads, reserved
   i64, i64, i64,                                    ; 22 workspace fixed and per batch, scratch of a thread
   i64, i64,                                         ; 25 prepared_bytes, prepare_scratch
-  ptr, ptr, ptr, ptr, ptr                           ; 27 check, embedded, prepare, run, metadata
+  ptr, ptr, ptr, ptr, ptr,                          ; 27 check, embedded, prepare, run, metadata
+  ptr, i32, i32                                     ; 32 slots and their count, groups
 }
 ; A step on its way through the host's parallel_for.
 %kiln_job = type { ptr, %kiln_call }

@@ -111,11 +111,19 @@ static void print_example(const Header *header) {
                   symbol, macro, macro, macro, macro, symbol);
       break;
   }
+  const bool step = header->plan->slot_count > 0;
+  if (header->plan->target->arch > 0) text_format(text, " *   if (status != KILN_OK) puts(%s_message());\n", symbol);
   text_format(text, " *   void *workspace = aligned_alloc(%s_ALIGNMENT, %s_WORKSPACE_SIZE(1, 1));\n", macro, macro);
+  if (step)
+    text_format(text,
+                " *   float *values = parameters at %s_AT_…, then zeros: %s_STATE_ELEMENTS in all;\n *   %s_state "
+                "state = {.state = values, …};\n",
+                macro, macro, symbol);
   text_format(text, " *   %s_io io = {.head = {.batch = 1}", symbol);
   size_t ports = header->plan->input_count + header->plan->output_count;
   for (size_t i = 0; i < ports; i++) text_format(text, ", .%s = %s", header->members[i], header->members[i]);
-  text_format(text, "};\n *   if (status == KILN_OK) status = %s_run(&weights, workspace, &io);\n *\n", symbol);
+  text_format(text, "};\n *   if (status == KILN_OK) status = %s_%s(&weights, %sworkspace, &io);\n *\n", symbol,
+              step ? "step" : "run", step ? "&state, " : "");
 }
 
 static void print_macros(const Header *header) {
@@ -159,6 +167,7 @@ static void print_structs(const Header *header) {
   text_format(text, "} %s_io;\n", header->symbol);
   if (header->mode != WEIGHTS_CALLER) return;
   text_add(text, "\n/* Dense row-major arrays. They must outlive the prepared weights. */\n");
+  if (plan->slot_count > 0) text_add(text, "/* Those of a step's state are not read here and may be NULL. */\n");
   text_format(text, "typedef struct %s_parameters {\n", header->symbol);
   for (size_t i = 0; i < plan->parameter_count; i++)
     print_port(header, &plan->parameters[i], header->parameters[i], false);
@@ -166,9 +175,91 @@ static void print_structs(const Header *header) {
   text_format(text, "} %s_parameters;\n", header->symbol);
 }
 
+/* The state of a training step: its memory, and what lies where. */
+static void print_state(const Header *header) {
+  const Plan *plan = header->plan;
+  Text *text = header->text;
+  const char *macro = header->macro;
+  const Shape *state = &plan->parameters[0].shape;
+  text_format(text,
+              "\n/* What a step changes. Row 0 of `state` holds the trained parameters, dense and row-major, from\n"
+              " * element %s_AT_NAME on; the rows behind it are the optimiser's and begin as zeros. */\n"
+              "#define %s_STATE_ROWS %lld\n#define %s_STATE_ROW %lld /* elements */\n"
+              "#define %s_STATE_ELEMENTS ((size_t)%s_STATE_ROWS * %s_STATE_ROW)\n"
+              "#define %s_GROUPS %d /* rows of `hyper` */\n",
+              macro, macro, (long long)state->dims[0], macro, (long long)state->dims[1], macro, macro, macro, macro,
+              plan->group_rows);
+  const char **names = arena_array(text->arena, plan->slot_count, const char *);
+  for (size_t i = 0; i < plan->slot_count; i++) {
+    const StateSlot *slot = &plan->slots[i];
+    add_member(names, i, slot->name, text->arena);
+    text_format(text, "#define %s_AT%s%s %lld /* %s [", macro, names[i][0] == '_' ? "" : "_",
+                upper_case(names[i], text->arena), (long long)slot->offset, comment_name(slot->name, text->arena));
+    shape_print(text, &slot->shape);
+    text_format(text, "], group %d%s */\n", slot->group, slot->decayed ? ", decayed" : "");
+  }
+  text_format(text, "\n/* The caller's memory, dense; a float's alignment is enough. */\ntypedef struct %s_state {\n",
+              header->symbol);
+  for (size_t i = 0; i < plan->parameter_count && plan->parameters[i].state; i++)
+    print_port(header, &plan->parameters[i], header->parameters[i], true);
+  text_format(text, "} %s_state;\n", header->symbol);
+  text_format(
+      text,
+      "\n/* One training step over io->head.batch images, 1 … %s_MAX_BATCH: the loss before the update, and an\n"
+      " * update of the state in place; when the loss is not finite the state stays as it is. `hyper` has a row\n"
+      " * per group, whose columns are KILN_HYPER_*. `workspace` has %s_WORKSPACE_SIZE(batch, threads)\n"
+      " * bytes, aligned; its contents need not be set and do not last. Allocates nothing, starts no threads. */\n"
+      "int %s_step(const kiln_weights *weights, const %s_state *state, void *workspace, const %s_io *io);\n",
+      macro, macro, header->symbol, header->symbol, header->symbol);
+}
+
+static void print_gpu_functions(const Header *header) {
+  const char *symbol = header->symbol, *macro = header->macro;
+  Text *text = header->text;
+  text_add(
+      text,
+      "\n/* The network runs on GPU 0 of the CUDA driver (libcuda.so.1, found at run time; $KILN_CUDA_DRIVER names\n"
+      " * another). Every function returns a kiln_status: 0 is success, KILN_ERROR_UNSUPPORTED means that there is no\n"
+      " * driver or no GPU. */\n\n");
+  if (header->mode == WEIGHTS_CALLER)
+    text_format(
+        text,
+        "/* Copies parameters to the GPU, prepares them there and fills *weights. The last three arguments are not\n"
+        " * used: NULL will do. */\n"
+        "int %s_weights_prepare(kiln_weights *weights, const %s_parameters *parameters, void *prepared,\n"
+        "    void *scratch, const kiln_io *io);\n",
+        symbol, symbol);
+  else
+    text_format(text,
+                "/* Copies the code and the weights that the library holds to the GPU and fills *weights. */\n"
+                "int %s_weights_embedded(kiln_weights *weights);\n",
+                symbol);
+  text_format(text,
+              "/* Frees all that the weights and runs with them have taken on the GPU. No run may be going on. */\n"
+              "void %s_weights_release(kiln_weights *weights);\n",
+              symbol);
+  text_format(
+      text,
+      "\n/* Computes all outputs for io->head.batch images, 0 … %s_MAX_BATCH. Inputs and outputs lie in the host's\n"
+      " * memory or in the GPU's. The first run with a workspace takes the GPU's memory for it, the first with a\n"
+      " * batch size or other addresses of the GPU records a graph. Any number of threads may call it at once, each\n"
+      " * with a workspace of its own, of which only the address counts. */\n"
+      "int %s_run(const kiln_weights *weights, void *workspace, const %s_io *io);\n",
+      macro, symbol, symbol);
+  text_format(text, "\n/* Why the last call of this thread failed. */\nconst char *%s_message(void);\n", symbol);
+  text_format(text,
+              "/* Names, shapes and steps of the program: constant, for tools. */\n"
+              "const kiln_program *%s_describe(void);\n",
+              symbol);
+}
+
 static void print_functions(const Header *header) {
   const char *symbol = header->symbol, *macro = header->macro;
   Text *text = header->text;
+  if (header->plan->target->arch > 0) {
+    print_gpu_functions(header);
+    return;
+  }
   text_add(text, "\n/* Every function returns a kiln_status: 0 is success. */\n\n");
   switch (header->mode) {
     case WEIGHTS_EMBED:
@@ -197,13 +288,14 @@ static void print_functions(const Header *header) {
           macro, macro, symbol, symbol);
       break;
   }
-  text_format(
-      text,
-      "\n/* Computes all outputs for io->head.batch images, 0 … %s_MAX_BATCH. `workspace` has\n"
-      " * %s_WORKSPACE_SIZE(batch, threads) bytes, aligned; its contents need not be set and do not last. Allocates\n"
-      " * nothing, starts no threads. Any number of threads may call it at once, each with its own workspace. */\n"
-      "int %s_run(const kiln_weights *weights, void *workspace, const %s_io *io);\n",
-      macro, macro, symbol, symbol);
+  if (header->plan->slot_count == 0)
+    text_format(
+        text,
+        "\n/* Computes all outputs for io->head.batch images, 0 … %s_MAX_BATCH. `workspace` has\n"
+        " * %s_WORKSPACE_SIZE(batch, threads) bytes, aligned; its contents need not be set and do not last. Allocates\n"
+        " * nothing, starts no threads. Any number of threads may call it at once, each with its own workspace. */\n"
+        "int %s_run(const kiln_weights *weights, void *workspace, const %s_io *io);\n",
+        macro, macro, symbol, symbol);
   text_format(text,
               "\n/* KILN_OK, or KILN_ERROR_CPU when this processor cannot run the program. */\nint %s_check(void);\n",
               symbol);
@@ -242,5 +334,6 @@ void header_print(Text *text, const Plan *plan, const CpuObjects *objects, Weigh
   print_macros(&header);
   print_structs(&header);
   print_functions(&header);
+  if (plan->slot_count > 0) print_state(&header);
   text_add(text, "\n#ifdef __cplusplus\n}\n#endif\n#endif\n");
 }

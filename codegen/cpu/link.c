@@ -22,6 +22,7 @@ typedef struct Link {
   Location place; /* the library that is being made */
   char *folder;
   size_t object_count;
+  bool calls_libc; /* functions that are missing are found when the library is loaded */
 } Link;
 
 static const char *member(const Link *link, const char *name) {
@@ -89,14 +90,15 @@ static const char *messages(const Link *link) {
 static char **build_arguments(const Link *link, const char *soname, bool relocatable) {
   static const char *const shared[] = {
       "-shared", "--build-id=none", "--hash-style=gnu", "-z", "noexecstack", "-z", "relro", "-z",
-      "now",     "--no-undefined"};
+      "now",     "--no-undefined" /* last: not for all */};
   enum { SHARED_COUNT = sizeof shared / sizeof *shared };
   const char **arguments = arena_array(link->arena, SHARED_COUNT + link->object_count + 8, const char *);
   size_t count = 1; /* [0]: the linker */
   if (relocatable) {
     arguments[count++] = "-r";
   } else {
-    for (size_t i = 0; i < SHARED_COUNT; i++) arguments[count++] = shared[i];
+    const size_t options = link->calls_libc ? SHARED_COUNT - 1 : SHARED_COUNT;
+    for (size_t i = 0; i < options; i++) arguments[count++] = shared[i];
     if (soname != NULL) arguments[count++] = arena_format(link->arena, "-soname=%s", soname);
   }
   arguments[count++] = "-o";
@@ -171,8 +173,8 @@ static bool link_in_folder(Link *link, const Target *target, const Code *objects
   return file_write(path, &piece, 1, link->diag);
 }
 
-bool link_objects(const Target *target, const Code *objects, size_t count, const char *soname, bool relocatable,
-                  const char *path, Arena *arena, Diag *diag) {
+static bool link_all(const Target *target, const Code *objects, size_t count, const char *soname, bool relocatable,
+                     bool calls_libc, const char *path, Arena *arena, Diag *diag) {
   /* an arena of its own: the folder goes with it, also when memory runs out */
   Arena *scratch = arena_create(NULL);
   if (scratch == NULL) arena_fail(arena);
@@ -186,10 +188,20 @@ bool link_objects(const Target *target, const Code *objects, size_t count, const
   }
   arena_on_failure(scratch, &failure);
   Link *link = arena_new(scratch, Link);
-  *link = (Link){scratch, diag, {path, 0, 0}, NULL, count};
+  *link = (Link){scratch, diag, {path, 0, 0}, NULL, count, calls_libc};
   arena_defer(scratch, remove_folder, link);
   bool done = link_in_folder(link, target, objects, soname, relocatable, path);
   arena_destroy(scratch);
   arena_on_failure(arena, before);
   return done;
+}
+
+bool link_objects(const Target *target, const Code *objects, size_t count, const char *soname, bool relocatable,
+                  const char *path, Arena *arena, Diag *diag) {
+  return link_all(target, objects, count, soname, relocatable, false, path, arena, diag);
+}
+
+bool link_host_objects(const Target *target, const Code *objects, size_t count, const char *soname, const char *path,
+                       Arena *arena, Diag *diag) {
+  return link_all(target, objects, count, soname, false, true, path, arena, diag);
 }

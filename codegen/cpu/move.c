@@ -142,11 +142,6 @@ bool cpu_identity(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Di
   return true;
 }
 
-/* Inference: nothing is dropped. */
-bool cpu_dropout(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
-  return cpu_identity(emit, kernel, out_work, diag);
-}
-
 /* --- reshape ----------------------------------------------------------------------------------------- */
 
 /* Row-major position of an element within its image, or in the whole when there is no batch. */

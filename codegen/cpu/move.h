@@ -11,5 +11,7 @@ void move_rows(Emit *emit, const PlanKernel *kernel, KernelWork *out_work);
 bool move_is_dense(const PlanTensor *tensor, int32_t first);
 /* Copies floats [begin, end) from inputs[0] + from to output + to. */
 void move_run(Emit *emit, Value from, Value to, Value begin, Value end);
+/* Transposes lanes × lanes numbers in registers; lanes is a power of two, at most 16. */
+void move_transpose(Emit *emit, Value *rows, int32_t lanes);
 
 #endif

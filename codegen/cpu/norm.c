@@ -66,13 +66,14 @@ bool cpu_batch_stats(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
 
 /* --- running statistics ------------------------------------------------------------------------------ */
 
-typedef struct Update {
+typedef struct StatUpdate {
   const PlanKernel *kernel;
   Value correction; /* double: biased to unbiased variance */
-} Update;
+  Value finite;     /* i1: the loss is, so that there is something to learn from; NULL: not asked for */
+} StatUpdate;
 
 static void update_lanes(Emit *emit, void *context, int32_t lanes, Value at) {
-  const Update *update = context;
+  const StatUpdate *update = context;
   const PlanKernel *kernel = update->kernel;
   double momentum = kernel->attrs.momentum;
   Value index[SHAPE_MAX_RANK] = {at}, measured_at[SHAPE_MAX_RANK] = {emit_int(emit, kernel->attrs.dim), at};
@@ -81,19 +82,26 @@ static void update_lanes(Emit *emit, void *context, int32_t lanes, Value at) {
   measured = emit_fmul(emit, wide_from_float(emit, measured, lanes), wide_splat(emit, update->correction, lanes));
   Value kept = emit_fmul(emit, wide_from_float(emit, running, lanes), wide_constant(emit, lanes, 1 - momentum));
   Value sum = emit_fadd(emit, kept, emit_fmul(emit, measured, wide_constant(emit, lanes, momentum)));
-  Value result = emit_epilogue(emit, wide_to_float(emit, sum, lanes), index, lanes);
+  Value updated = wide_to_float(emit, sum, lanes);
+  if (update->finite != NULL) updated = emit_select(emit, update->finite, updated, running);
+  Value result = emit_epilogue(emit, updated, index, lanes);
   emit_store(emit, emit->output, emit_offset(emit, &kernel->output, index), result);
 }
 
 bool cpu_bn_update(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
   (void)diag;
-  Update update = {kernel, wide_constant(emit, 1, 1)};
+  StatUpdate update = {kernel, wide_constant(emit, 1, 1), NULL};
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
   if (kernel->attrs.dim == 1) {
     /* a single value has no unbiased variance: it counts as its biased one */
     Value count = count_channel(emit, &kernel->inputs[2].shape);
     Value others = emit_max(emit, emit_add_int(emit, count, -1), emit_int(emit, 1));
     update.correction = emit_fdiv(emit, wide_from_int(emit, count), wide_from_int(emit, others));
+  }
+  if (kernel->op_input_count > 3) {
+    Value loss = emit_load(emit, emit->inputs[3], emit_offset(emit, &kernel->inputs[3], (Value[SHAPE_MAX_RANK]){NULL}), 1);
+    Value zero = emit_float(emit, 1, 0); /* NaN and infinite values differ from 0 when taken from themselves */
+    update.finite = LLVMBuildFCmp(emit->builder, LLVMRealOEQ, emit_fsub(emit, loss, loss), zero, "finite");
   }
   emit_vector_loop(emit, kernel->output.shape.dims[0], emit->target->vector_lanes, update_lanes, &update);
   emit_loop_end(emit, &item);

@@ -28,9 +28,9 @@ static Pool pool_begin(Emit *emit, const PlanKernel *kernel, bool maximum) {
   return (Pool){emit, &kernel->inputs[0], &kernel->output, emit_lane_block(&kernel->output), maximum};
 }
 
-/* Blocks of channels, or channels. */
+/* Blocks of channels, or channels. (Of batch-blocked values the items' first digit counts blocks of images.) */
 static int64_t pool_units(const PlanTensor *tensor) {
-  int32_t block = emit_lane_block(tensor);
+  int32_t block = tensor->layout.kind == LAYOUT_BATCH_BLOCK ? 1 : emit_lane_block(tensor);
   return (tensor->shape.dims[1] + block - 1) / block;
 }
 

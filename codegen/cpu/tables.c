@@ -112,7 +112,7 @@ static Value port(const Tables *tables, const PlanPort *port_) {
       dims(tables, port_->shape.rank, port_->shape.dims),
       i64(tables, image_bytes(&port_->shape, port_->dtype)),
       u32(tables, shape_batched(&port_->shape)),
-      u32(tables, 0),
+      u32(tables, port_->state ? KILN_ROLE_STATE : KILN_ROLE_PLAIN),
   };
   return named_struct(tables, "kiln_port", fields, sizeof fields / sizeof fields[0]);
 }
@@ -127,11 +127,11 @@ static Value ports(const Tables *tables, const char *name, const PlanPort *list,
 static Value operand(const Tables *tables, const PlanTensor *tensor) {
   const Storage *storage = &tensor->storage;
   assert(storage->space != SPACE_NONE);
-  bool per_image = storage->space == SPACE_WORKSPACE && shape_batched(&tensor->shape);
+  bool per_image = storage->space == SPACE_WORKSPACE && shape_batched(&tensor->shape) && !tables->plan->fixed_batch;
   Value fields[] = {
       u32(tables, (uint32_t)storage->space - 1),
       u32(tables, (uint32_t)storage->index),
-      i64(tables, per_image ? tables->plan->workspace_fixed : storage->offset),
+      i64(tables, (per_image ? tables->plan->workspace_fixed : storage->offset) + storage->delta),
       i64(tables, per_image ? storage->offset : 0),
   };
   return named_struct(tables, "kiln_operand", fields, sizeof fields / sizeof fields[0]);
@@ -183,6 +183,10 @@ static Value step(const Tables *tables, const PlanKernel *kernel, const KernelWo
     count_bytes(&kernel->inputs[i], &bytes_fixed, &bytes_per_image);
     operands[count++] = operand(tables, &kernel->inputs[i]);
   }
+  for (int32_t i = 0; i < kernel->reduction_count; i++) {
+    count_bytes(&kernel->reductions[i].output, &bytes_fixed, &bytes_per_image);
+    operands[count++] = operand(tables, &kernel->reductions[i].output);
+  }
   Value fields[] = {
       kernel_function(tables, kernel->code),
       string(tables, kernel->name),
@@ -216,6 +220,26 @@ static Value embedded_weights(const Tables *tables) {
   LLVMSetVisibility(global, LLVMHiddenVisibility);
   LLVMSetGlobalConstant(global, 1);
   return global;
+}
+
+/* Where trained parameters lie in the state. */
+static Value slots(const Tables *tables) {
+  const Plan *plan = tables->plan;
+  Value *items = arena_array(tables->arena, plan->slot_count, Value);
+  for (size_t i = 0; i < plan->slot_count; i++) {
+    const StateSlot *slot = &plan->slots[i];
+    Value fields[] = {
+        string(tables, slot->name),
+        u32(tables, (uint32_t)slot->shape.rank),
+        u32(tables, (uint32_t)slot->group),
+        dims(tables, slot->shape.rank, slot->shape.dims),
+        i64(tables, slot->offset),
+        u32(tables, slot->decayed),
+        u32(tables, 0),
+    };
+    items[i] = named_struct(tables, "kiln_slot", fields, sizeof fields / sizeof fields[0]);
+  }
+  return array(tables, "slots", "kiln_slot", items, plan->slot_count);
 }
 
 static void fill_program(const Tables *tables, const CpuOptions *options) {
@@ -258,6 +282,9 @@ static void fill_program(const Tables *tables, const CpuOptions *options) {
       function_named(tables, "prepare"),
       function_named(tables, "run"),
       string(tables, plan->metadata != NULL ? plan->metadata : ""),
+      slots(tables),
+      u32(tables, (uint32_t)plan->slot_count),
+      u32(tables, (uint32_t)plan->group_rows),
   };
   Value program = LLVMGetNamedGlobal(tables->module, arena_format(tables->arena, "%s_program", tables->symbol));
   LLVMSetInitializer(program, named_struct(tables, "kiln_program", fields, sizeof fields / sizeof fields[0]));
@@ -299,13 +326,30 @@ static void add_with_symbol(Text *text, const char *source, const char *symbol) 
   text_add(text, source);
 }
 
+/* A training step: runs with the caller's state for parameters. Its pointers come first in the table. */
+static const char step_entry[] =
+    "define i32 @$_step(ptr %weights, ptr %state, ptr %workspace, ptr %io) {\n"
+    "  %own = alloca %kiln_weights, align 16\n"
+    "  %no_weights = icmp eq ptr %weights, null\n"
+    "  br i1 %no_weights, label %argument, label %given\n"
+    "given:\n"
+    "  %copy = load %kiln_weights, ptr %weights\n"
+    "  %with_state = insertvalue %kiln_weights %copy, ptr %state, 2\n"
+    "  store %kiln_weights %with_state, ptr %own\n"
+    "  %status = call i32 @$_run(ptr %own, ptr %workspace, ptr %io)\n"
+    "  ret i32 %status\n"
+    "argument:\n"
+    "  ret i32 1                                         ; KILN_ERROR_ARGUMENT\n"
+    "}\n";
+
 LLVMModuleRef tables_build(LLVMContextRef context, const Plan *plan, const KernelWork *work, const char *symbol,
                            const CpuOptions *options, Arena *arena, Diag *diag) {
   for (size_t i = 0; i < plan->kernel_count; i++) {
     const PlanKernel *kernel = &plan->kernels[i];
-    if (kernel->input_count + 1 <= KILN_MAX_OPERANDS) continue;
+    const int32_t operands = 1 + kernel->input_count + kernel->reduction_count;
+    if (operands <= KILN_MAX_OPERANDS) continue;
     diag_error(diag, kernel->location, "'%s' has %d operands after fusion, at most %d are possible", kernel->name,
-               kernel->input_count + 1, KILN_MAX_OPERANDS);
+               operands, KILN_MAX_OPERANDS);
     return NULL;
   }
   bool x86 = strncmp(plan->target->triple, "x86_64", 6) == 0;
@@ -313,6 +357,7 @@ LLVMModuleRef tables_build(LLVMContextRef context, const Plan *plan, const Kerne
   text_init(&text, arena);
   add_with_symbol(&text, text_entry, symbol);
   add_with_symbol(&text, x86 ? text_entry_x86 : "define i32 @$_check() {\n  ret i32 0\n}\n", symbol);
+  if (plan->slot_count > 0) add_with_symbol(&text, step_entry, symbol);
   LLVMMemoryBufferRef buffer = LLVMCreateMemoryBufferWithMemoryRangeCopy(text.data, text.size, "entry.ll");
   LLVMModuleRef module;
   char *message = NULL;

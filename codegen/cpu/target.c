@@ -147,6 +147,7 @@ bool cpu_target(const char *isa, const char *triple, Arena *arena, Diag *diag, T
       .vector_registers = level->registers,
       .fma = level->fma,
       .broadcast_operand = level->broadcast,
+      .hosts_reductions = true,
       .l1_bytes = native ? cache_bytes(_SC_LEVEL1_DCACHE_SIZE, L1_BYTES) : L1_BYTES,
       .l2_bytes = native ? cache_bytes(_SC_LEVEL2_CACHE_SIZE, L2_BYTES) : L2_BYTES,
   };

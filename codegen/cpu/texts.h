@@ -6,5 +6,7 @@
 extern const char text_kiln_abi[];  /* include/kiln_abi.h */
 extern const char text_entry[];     /* codegen/cpu/entry.ll */
 extern const char text_entry_x86[]; /* codegen/cpu/entry_x86.ll */
+extern const char text_prelude_device[]; /* codegen/cuda/prelude_device.h */
+extern const char text_prelude_common[]; /* codegen/cuda/prelude_common.h */
 
 #endif

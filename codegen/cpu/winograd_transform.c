@@ -3,8 +3,7 @@
  *
  * F(4×4,3×3) interpolates at 0, 1, −1, ½, −2 and infinity. Against the usual 0, ±1, ±2 the largest error is a third,
  * for four more additions per vector: Barabasz, Anderson, Soodhalter, Gregg, "Error Analysis and Improving the Accuracy
- * of Winograd Convolution for Deep Neural Networks", ACM TOMS 46(4), 2020. All constants of the input and output
- * transforms are exact in f32; the filter's are not, and are applied in double. */
+ * of Winograd Convolution for Deep Neural Networks", ACM TOMS 46(4), 2020. */
 #include "winograd_transform.h"
 
 #include "base/checked.h"
@@ -14,16 +13,11 @@ enum { MAX_LANES = 16, CHUNK_CHANNELS = 64 /* of a block of filters in one work 
 
 /* --- filters ----------------------------------------------------------------------------------------- */
 
-/* Row i holds 1, a, a² divided by the product of a's distances to the other points; the last row is infinity's. */
-static const double filter_matrix2[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-static const double filter_matrix4[6][3] = {
-    {1, 0, 0},
-    {1.0 / 3, 1.0 / 3, 1.0 / 3},
-    {-1.0 / 3, 1.0 / 3, -1.0 / 3},
-    {-16.0 / 15, -8.0 / 15, -4.0 / 15},
-    {1.0 / 15, -2.0 / 15, 4.0 / 15},
-    {0, 0, 1},
-};
+/* Row i holds 1, a, a² of a point, the last row infinity's. The division by the product of a's distances to the other
+ * points is left to the output's transform, where it costs next to nothing: so all constants are small integers, and a
+ * kernel can transform filters in f32. */
+static const double filter_matrix2[4][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {0, 0, 1}};
+static const double filter_matrix4[6][3] = {{1, 0, 0}, {1, 1, 1}, {1, -1, 1}, {4, 2, 1}, {1, -2, 4}, {0, 0, 1}};
 
 /* One row of G times three vectors of doubles. */
 static Value filter_sum(Emit *emit, const double row[3], Value a, Value b, Value c, int32_t lanes) {
@@ -54,6 +48,36 @@ static void filter_tile(Emit *emit, int32_t outputs, int32_t lanes, const Value 
       emit_store(emit, output, emit_int(emit, (i * size + j) * plane), value);
     }
   }
+}
+
+static Value scaled(Emit *emit, int32_t lanes, double factor, Value a, Value b) {
+  return emit_fma(emit, emit_float(emit, lanes, factor), a, b);
+}
+
+/* Row `row` of G times three numbers. */
+static Value filter_point(Emit *emit, int32_t outputs, int32_t lanes, int32_t row, const Value g[3]) {
+  if (row == 0) return g[0];
+  if (row == outputs + 1) return g[2];
+  if (row == 1) return emit_fadd(emit, emit_fadd(emit, g[0], g[2]), g[1]);
+  if (row == 2) return emit_fsub(emit, emit_fadd(emit, g[0], g[2]), g[1]);
+  const Value *first = row == 3 ? &g[0] : &g[2], *last = row == 3 ? &g[2] : &g[0];
+  return scaled(emit, lanes, 4, *first, scaled(emit, lanes, row == 3 ? 2 : -2, g[1], *last));
+}
+
+void winograd_filter_tile(Emit *emit, int32_t outputs, int32_t lanes, Value taps, int64_t tap_stride, Value output,
+                          int64_t plane) {
+  int32_t size = outputs + WINOGRAD_TAPS - 1;
+  Value half[WINOGRAD_MAX_SIZE][WINOGRAD_TAPS];
+  output = emit_opaque(emit, output);
+  for (int32_t j = 0; j < WINOGRAD_TAPS; j++) {
+    Value column[WINOGRAD_TAPS];
+    for (int32_t i = 0; i < WINOGRAD_TAPS; i++)
+      column[i] = emit_load(emit, taps, emit_int(emit, (i * WINOGRAD_TAPS + j) * tap_stride), lanes);
+    for (int32_t i = 0; i < size; i++) half[i][j] = filter_point(emit, outputs, lanes, i, column);
+  }
+  for (int32_t i = 0; i < size; i++)
+    for (int32_t j = 0; j < size; j++)
+      emit_store(emit, output, emit_int(emit, (i * size + j) * plane), filter_point(emit, outputs, lanes, j, half[i]));
 }
 
 /* Channels [begin, end) of one vector of filters, of which the first `valid` exist and the others are zero. `from` and
@@ -114,10 +138,6 @@ static void convert_filter(Emit *emit, const PlanKernel *kernel, KernelWork *out
 
 /* --- images ------------------------------------------------------------------------------------------ */
 
-static Value scaled(Emit *emit, int32_t lanes, double factor, Value a, Value b) {
-  return emit_fma(emit, emit_float(emit, lanes, factor), a, b);
-}
-
 /* Bᵀ times a column. Rows of Bᵀ are the coefficients of the product of all (x − point) but one. */
 static void input_column2(Emit *emit, const Value d[4], Value t[4]) {
   t[0] = emit_fsub(emit, d[0], d[2]);
@@ -137,17 +157,22 @@ static void input_column4(Emit *emit, int32_t lanes, const Value d[6], Value t[6
 }
 
 /* Aᵀ times a column: row i holds the i-th powers of the points. */
-static void output_column2(Emit *emit, const Value m[4], Value y[2]) {
-  y[0] = emit_fadd(emit, m[0], emit_fadd(emit, m[1], m[2]));
-  y[1] = emit_fadd(emit, emit_fsub(emit, m[1], m[2]), m[3]);
+/* The products of rows 1 and 2 stand for twice what they would be with G as it is defined. */
+static void output_column2(Emit *emit, int32_t lanes, const Value m[4], Value y[2]) {
+  y[0] = scaled(emit, lanes, 0.5, emit_fadd(emit, m[1], m[2]), m[0]);
+  y[1] = scaled(emit, lanes, 0.5, emit_fsub(emit, m[1], m[2]), m[3]);
 }
 
+/* The products of rows 1 to 4 stand for 3, 3, −15/4 and 15 times what they would be with G as it is defined, row 2 with
+ * the other sign. */
 static void output_column4(Emit *emit, int32_t lanes, const Value m[6], Value y[4]) {
-  Value sum = emit_fadd(emit, m[1], m[2]), difference = emit_fsub(emit, m[1], m[2]);
-  y[0] = emit_fadd(emit, emit_fadd(emit, m[0], sum), emit_fadd(emit, m[3], m[4]));
-  y[1] = scaled(emit, lanes, -2, m[4], scaled(emit, lanes, 0.5, m[3], difference));
-  y[2] = scaled(emit, lanes, 4, m[4], scaled(emit, lanes, 0.25, m[3], sum));
-  y[3] = scaled(emit, lanes, -8, m[4], scaled(emit, lanes, 0.125, m[3], emit_fadd(emit, difference, m[5])));
+  Value third = emit_float(emit, lanes, 1.0 / 3);
+  Value sum = emit_fmul(emit, third, emit_fsub(emit, m[1], m[2]));
+  Value difference = emit_fmul(emit, third, emit_fadd(emit, m[1], m[2]));
+  y[0] = scaled(emit, lanes, -4.0 / 15, m[3], scaled(emit, lanes, 1.0 / 15, m[4], emit_fadd(emit, m[0], sum)));
+  y[1] = scaled(emit, lanes, -2.0 / 15, emit_fadd(emit, m[3], m[4]), difference);
+  y[2] = scaled(emit, lanes, -1.0 / 15, m[3], scaled(emit, lanes, 4.0 / 15, m[4], sum));
+  y[3] = scaled(emit, lanes, -1.0 / 30, m[3], scaled(emit, lanes, -8.0 / 15, m[4], emit_fadd(emit, difference, m[5])));
 }
 
 void winograd_input_tile(Emit *emit, int32_t outputs, const PlanTensor *tensor, Value input, Value output,
@@ -180,12 +205,12 @@ void winograd_output_tile(Emit *emit, int32_t outputs, int32_t lanes, Value prod
     Value column[WINOGRAD_MAX_SIZE];
     for (int32_t i = 0; i < size; i++)
       column[i] = emit_load(emit, products, emit_int(emit, (i * size + j) * plane), lanes);
-    outputs == 2 ? output_column2(emit, column, half[j]) : output_column4(emit, lanes, column, half[j]);
+    outputs == 2 ? output_column2(emit, lanes, column, half[j]) : output_column4(emit, lanes, column, half[j]);
   }
   for (int32_t i = 0; i < outputs; i++) {
     Value row[WINOGRAD_MAX_SIZE];
     for (int32_t j = 0; j < size; j++) row[j] = half[j][i];
-    outputs == 2 ? output_column2(emit, row, &out_values[i * outputs])
+    outputs == 2 ? output_column2(emit, lanes, row, &out_values[i * outputs])
                  : output_column4(emit, lanes, row, &out_values[i * outputs]);
   }
 }

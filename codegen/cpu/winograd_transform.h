@@ -7,6 +7,10 @@
 
 enum { WINOGRAD_MAX_SIZE = 6 };
 
+/* GgGᵀ of the same channel of `lanes` filters: nine vectors of taps at `taps`, `tap_stride` elements apart, to A × A
+ * vectors at `output`, `plane` elements apart; scaled as winograd_output_tile expects it. */
+void winograd_filter_tile(Emit *emit, int32_t outputs, int32_t lanes, Value taps, int64_t tap_stride, Value output,
+                          int64_t plane);
 /* BᵀdB of one tile of one block of channels: reads A × A vectors at `input` (strides of `tensor`), writes them to
  * `output`, `plane` elements apart. */
 void winograd_input_tile(Emit *emit, int32_t outputs, const PlanTensor *tensor, Value input, Value output,

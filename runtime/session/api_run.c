@@ -4,7 +4,9 @@
 
 #include "base/file.h"
 #include "core/loader.h"
+#include "core/cuda_run.h"
 #include "core/runner.h"
+#include "cuda_session.h"
 #include "memory.h"
 #include "safetensors.h"
 #include "session.h"
@@ -12,26 +14,36 @@
 typedef struct CompileRequest {
   const kiln_model *model;
   const kiln_compile_options *options;
+  const kiln_train_options *train; /* of a training step */
+  bool training;
   const char *path, *weights_path;
   kiln_executable *executable;
 } CompileRequest;
 
+static bool make_plan(Operation *operation, const CompileRequest *request, Plan **out_plan) {
+  const Graph *described = request->model->graph;
+  BuildOptions options = {.compile = request->options};
+  TrainRequest train;
+  Graph *graph;
+  if (request->training) {
+    if (!train_request(described, request->train, operation->diag, &train)) return false;
+    options.train = &train;
+  }
+  return build_plan(described, &options, operation->scratch, operation->diag, &graph, out_plan);
+}
+
 static bool compile_body(Operation *operation, void *context) {
   CompileRequest *request = context;
-  BuildOptions options = {request->options, NULL};
-  Graph *graph;
   Plan *plan;
-  if (!build_plan(request->model->graph, &options, operation->scratch, operation->diag, &graph, &plan)) return false;
+  if (!make_plan(operation, request, &plan)) return false;
   return build_executable(request->model->graph, plan, request->options, request->executable, operation->scratch,
                           operation->diag, &operation->status);
 }
 
 static bool library_body(Operation *operation, void *context) {
   CompileRequest *request = context;
-  BuildOptions options = {request->options, NULL};
-  Graph *graph;
   Plan *plan;
-  if (!build_plan(request->model->graph, &options, operation->scratch, operation->diag, &graph, &plan)) return false;
+  if (!make_plan(operation, request, &plan)) return false;
   return build_library(request->model->graph, plan, request->options, request->path, operation->scratch,
                        operation->diag);
 }
@@ -78,6 +90,22 @@ kiln_status kiln_compile_library(const kiln_model *model, const kiln_compile_opt
   return operation_run(&model->host, NULL, library_body, &request, error);
 }
 
+kiln_status kiln_compile_training(const kiln_model *model, const kiln_train_options *train,
+                                  const kiln_compile_options *options, kiln_executable **out_executable,
+                                  kiln_error *error) {
+  if (model == NULL || out_executable == NULL)
+    return error_set(error, KILN_ERROR_ARGUMENT, "model and out_executable must not be NULL");
+  CompileRequest request = {.model = model, .options = options, .train = train, .training = true};
+  return executable_create(&model->host, compile_body, &request, out_executable, error);
+}
+
+kiln_status kiln_compile_training_library(const kiln_model *model, const kiln_train_options *train,
+                                          const kiln_compile_options *options, const char *path, kiln_error *error) {
+  if (model == NULL || path == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "model and path must not be NULL");
+  CompileRequest request = {.model = model, .options = options, .train = train, .training = true, .path = path};
+  return operation_run(&model->host, NULL, library_body, &request, error);
+}
+
 /* --- compiled libraries -------------------------------------------------------------------------------- */
 
 static bool weights_from_file(kiln_executable *executable, const char *path, Operation *operation) {
@@ -120,6 +148,7 @@ static bool weights_from_caller(kiln_executable *executable, const char *path, O
   bool complete = true;
   for (uint32_t i = 0; i < program->parameter_count; i++) {
     const kiln_port *port = &program->parameters[i];
+    if (port->role == KILN_ROLE_STATE) continue;
     const Tensor *tensor = tensor_find(&tensors, port->name);
     if (tensor == NULL) {
       diag_error(operation->diag, (Location){path, 0, 0}, "has no tensor '%s', which the library needs", port->name);
@@ -140,7 +169,10 @@ static bool weights_from_caller(kiln_executable *executable, const char *path, O
     executable->parameters[i] = tensor->data;
   }
   if (!complete) return false;
+  if (cuda_session_program(program))
+    return cuda_session_open(program, executable->parameters, executable, operation->diag, &operation->status);
   void *blob = memory_blob(&executable->allocator, executable->arena, (size_t)program->prepared_bytes);
+  executable->blob = blob;
   void *temporary = memory_blob(&executable->allocator, operation->scratch, (size_t)program_prepare_bytes(program, 1));
   int status = program->prepare(executable->parameters, blob, temporary, NULL);
   if (status != KILN_OK) {
@@ -164,7 +196,10 @@ static bool open_body(Operation *operation, void *context) {
   executable->program = library_open(request->path, executable->arena, operation->diag, &operation->status);
   if (executable->program == NULL) return false;
   executable->parameters = arena_array(executable->arena, executable->program->parameter_count + 1, const void *);
-  if (executable->program->embedded != NULL) {
+  const bool on_gpu = cuda_session_program(executable->program);
+  if (on_gpu && request->weights_path == NULL)
+    return cuda_session_open(executable->program, NULL, executable, operation->diag, &operation->status);
+  if (executable->program->embedded != NULL && !on_gpu) {
     executable->weights = (kiln_weights){executable->program, executable->program->embedded, executable->parameters};
     return true;
   }
@@ -216,6 +251,14 @@ kiln_status kiln_context_create(const kiln_executable *executable, const kiln_co
   context->executable = executable;
   context->allocator = *allocator;
   context->max_batch = max_batch;
+  if (executable->cuda != NULL) {
+    kiln_status status = cuda_session_context(context, error);
+    if (status == KILN_OK)
+      *out_context = context;
+    else
+      kiln_context_destroy(context);
+    return status;
+  }
   context->workspace_bytes = (size_t)program_workspace_bytes(program, max_batch, threads) + KILN_ALIGNMENT;
   context->io_bytes = sizeof(kiln_io) + (program->input_count + program->output_count) * sizeof(void *);
   context->workspace = memory_allocate(allocator, context->workspace_bytes);
@@ -239,6 +282,8 @@ kiln_status kiln_context_create(const kiln_executable *executable, const kiln_co
 
 void kiln_context_destroy(kiln_context *context) {
   if (context == NULL) return;
+  state_leave(context);
+  cuda_context_destroy(context->cuda);
   pool_destroy(context->pool);
   memory_release(&context->allocator, context->workspace, context->workspace_bytes);
   memory_release(&context->allocator, context->io_block, context->io_bytes);
@@ -293,13 +338,17 @@ static int call_back(void *observer_context, uint32_t step, const void *data, in
   return 1;
 }
 
-static kiln_status run_with_callback(kiln_context *context, int64_t batch, const void *const *inputs,
-                                     void *const *outputs, kiln_error *error) {
+static kiln_status run_with_callback(kiln_context *context, const kiln_weights *weights, int64_t batch,
+                                     const void *const *inputs, void *const *outputs, kiln_error *error) {
   CallbackRun run = {.context = context, .outputs = outputs};
   context->io.batch = batch;
-  kiln_status status = program_run_steps(&context->executable->weights, context->workspace, &context->io, inputs,
-                                         outputs, call_back, &run);
+  kiln_status status;
+  if (context->cuda != NULL)
+    status = cuda_session_run_steps(context, batch, inputs, outputs, call_back, &run, error);
+  else
+    status = program_run_steps(weights, context->workspace, &context->io, inputs, outputs, call_back, &run);
   if (run.failed != NULL) return error_set(error, status, "the callback stopped the run at '%s'", run.failed);
+  if (status != KILN_OK && context->cuda != NULL) return status;
   if (status != KILN_OK)
     return error_set(error, status, "%s: %s", context->executable->program->name, kiln_status_text(status));
   return KILN_OK;
@@ -307,9 +356,18 @@ static kiln_status run_with_callback(kiln_context *context, int64_t batch, const
 
 kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
                      kiln_error *error) {
+  if (context == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "context must not be NULL");
+  if (context->executable->program->slot_count > 0)
+    return error_set(error, KILN_ERROR_ARGUMENT, "the program is a training step: run it with kiln_train_step");
+  return context_run(context, &context->executable->weights, batch, inputs, outputs, error);
+}
+
+kiln_status context_run(kiln_context *context, const kiln_weights *weights, int64_t batch, const void *const *inputs,
+                        void *const *outputs, kiln_error *error) {
   kiln_status status = check_run(context, batch, inputs, outputs, error);
   if (status != KILN_OK || batch == 0) return status;
-  if (context->callback != NULL) return run_with_callback(context, batch, inputs, outputs, error);
+  if (context->callback != NULL) return run_with_callback(context, weights, batch, inputs, outputs, error);
+  if (context->cuda != NULL) return cuda_session_run(context, batch, inputs, outputs, error);
   const kiln_program *program = context->executable->program;
   context->io.batch = batch;
   memcpy(context->io_block, &context->io, sizeof context->io);
@@ -317,7 +375,7 @@ kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *in
   if (program->input_count > 0) memcpy(ports, inputs, program->input_count * sizeof(void *));
   if (program->output_count > 0)
     memcpy(ports + program->input_count * sizeof(void *), outputs, program->output_count * sizeof(void *));
-  status = (kiln_status)program->run(&context->executable->weights, context->workspace, context->io_block);
+  status = (kiln_status)program->run(weights, context->workspace, context->io_block);
   if (status != KILN_OK) return error_set(error, status, "%s: %s", program->name, kiln_status_text(status));
   return KILN_OK;
 }
@@ -326,6 +384,8 @@ kiln_status kiln_run_steps(kiln_context *context, int64_t batch, const void *con
                            kiln_observer observe, void *observer_context, kiln_error *error) {
   kiln_status status = check_run(context, batch, inputs, outputs, error);
   if (status != KILN_OK || batch == 0) return status;
+  if (context->cuda != NULL)
+    return cuda_session_run_steps(context, batch, inputs, outputs, observe, observer_context, error);
   context->io.batch = batch;
   status = program_run_steps(&context->executable->weights, context->workspace, &context->io, inputs, outputs, observe,
                              observer_context);

@@ -5,6 +5,8 @@
 #include "base/checked.h"
 #include "base/file.h"
 #include "core/runner.h"
+#include "cuda_export.h"
+#include "cuda_session.h"
 #include "memory.h"
 #include "session.h"
 
@@ -21,13 +23,18 @@ static Precision precision_of(kiln_precision precision) {
 
 static void destroy_scratch(void *scratch) { arena_destroy(scratch); }
 
-bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag, Graph **out_graph,
-                Plan **out_plan) {
+static bool build_plan_once(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag,
+                            Graph **out_graph, Plan **out_plan) {
   static const kiln_compile_options defaults;
   static const PipelineOptions quiet;
   const kiln_compile_options *compile = options->compile != NULL ? options->compile : &defaults;
   Target *target = arena_new(arena, Target);
-  if (!cpu_target(compile->cpu, compile->triple, arena, diag, target)) return false;
+  const size_t errors = diag_error_count(diag);
+  if (cuda_wanted(compile, diag)) {
+    if (!cuda_session_target(compile, arena, diag, target)) return false;
+  } else if (diag_error_count(diag) > errors || !cpu_target(compile->cpu, compile->triple, arena, diag, target)) {
+    return false;
+  }
   Graph *work = graph_clone(graph, arena);
   if (compile->max_batch < 0) {
     diag_error(diag, (Location){graph->file, 0, 0}, "max batch must be at least 1, found %lld",
@@ -36,6 +43,7 @@ bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, D
   }
   if (compile->max_batch > 0) work->max_batch = compile->max_batch;
   if (work->max_batch < 1) work->max_batch = 1;
+  if (options->train != NULL && !graph_request_training(work, options->train, diag)) return false;
   Arena *scratch = arena_create(NULL);
   if (scratch == NULL) {
     diag_error(diag, (Location){graph->file, 0, 0}, "out of memory");
@@ -58,6 +66,57 @@ bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, D
   return true;
 }
 
+/* --- training within a limit ------------------------------------------------------------------------- */
+
+/* Plans with so many values computed again; all of them for INT64_MAX. */
+static bool plan_recomputing(const Graph *graph, const BuildOptions *options, int64_t values, bool quiet, Arena *arena,
+                             Diag *diag, Graph **out_graph, Plan **out_plan) {
+  TrainRequest train = *options->train;
+  train.recompute = values;
+  const BuildOptions own = {
+      .compile = options->compile, .pipeline = quiet ? NULL : options->pipeline, .train = &train};
+  return build_plan_once(graph, &own, arena, diag, out_graph, out_plan);
+}
+
+static int64_t workspace_of(const Plan *plan) {
+  return plan->workspace_fixed + plan->max_batch * plan->workspace_per_batch;
+}
+
+/* The fewest values that are computed again so that the workspace fits: bisection, since more of them hardly ever need
+ * more memory. */
+static bool plan_within_limit(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag,
+                              Graph **out_graph, Plan **out_plan) {
+  const int64_t limit = options->train->memory_limit;
+  Plan *plan;
+  int64_t few = 0, many;
+  if (!plan_recomputing(graph, options, 0, true, arena, diag, out_graph, &plan)) return false;
+  const int64_t kept = workspace_of(plan);
+  if (kept <= limit) return plan_recomputing(graph, options, 0, false, arena, diag, out_graph, out_plan);
+  if (!plan_recomputing(graph, options, INT64_MAX, true, arena, diag, out_graph, &plan)) return false;
+  many = (*out_graph)->recompute;
+  if (workspace_of(plan) > limit) {
+    const int64_t least = workspace_of(plan) < kept ? workspace_of(plan) : kept;
+    diag_error(diag, (Location){graph->file, 0, 0},
+               "training: the workspace for batch %lld takes %lld bytes, and %lld at least when %lld values are computed "
+               "again, which exceeds the limit of %lld; give a smaller batch and accumulate gradients",
+               (long long)plan->max_batch, (long long)kept, (long long)least, (long long)many, (long long)limit);
+    return false;
+  }
+  while (many - few > 1) {
+    const int64_t middle = few + (many - few) / 2;
+    if (!plan_recomputing(graph, options, middle, true, arena, diag, out_graph, &plan)) return false;
+    *(workspace_of(plan) <= limit ? &many : &few) = middle;
+  }
+  return plan_recomputing(graph, options, many, false, arena, diag, out_graph, out_plan);
+}
+
+bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag, Graph **out_graph,
+                Plan **out_plan) {
+  if (options->train != NULL && options->train->memory_limit > 0)
+    return plan_within_limit(graph, options, arena, diag, out_graph, out_plan);
+  return build_plan_once(graph, options, arena, diag, out_graph, out_plan);
+}
+
 /* Parameter data in table order; every parameter that a prepare or run step reads must have a value. */
 static bool parameter_pointers(const Graph *graph, const Plan *plan, Arena *arena, Diag *diag,
                                const void ***out_pointers) {
@@ -75,6 +134,7 @@ static bool parameter_pointers(const Graph *graph, const Plan *plan, Arena *aren
       /* the plan keeps the graph's order, possibly with some left out */
       if (strcmp(graph->parameters[(i + p) % graph->parameter_count].name, plan->parameters[i].name) == 0)
         parameter = &graph->parameters[(i + p) % graph->parameter_count];
+    if (plan->parameters[i].state) continue; /* the caller's, at every step */
     if (parameter != NULL && parameter->value != NULL)
       pointers[i] = parameter->value->data;
     else if (needed[i]) {
@@ -120,7 +180,8 @@ bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_o
                       kiln_executable *executable, Arena *scratch, Diag *diag, kiln_status *out_status) {
   CpuOptions cpu = cpu_options(options);
   uint32_t threads = (uint32_t)cpu_threads(cpu.threads);
-  if (!cpu_target_runnable(plan->target)) {
+  const bool on_gpu = plan->target->arch > 0;
+  if (!on_gpu && !cpu_target_runnable(plan->target)) {
     diag_error(diag, (Location){graph->file, 0, 0}, "this processor cannot run %s code", plan->target->isa);
     *out_status = KILN_ERROR_CPU;
     return false;
@@ -130,6 +191,7 @@ bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_o
     *out_status = KILN_ERROR_WEIGHTS;
     return false;
   }
+  if (on_gpu) return cuda_session_build(plan, options, pointers, executable, scratch, diag, out_status);
   double started = seconds_now();
   CpuObjects objects;
   if (!cpu_compile(plan, &cpu, scratch, diag, &objects)) return false;
@@ -141,6 +203,7 @@ bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_o
   executable->compile_seconds = compiled - started;
   void *blob = memory_blob(&executable->allocator, executable->arena, (size_t)executable->program->prepared_bytes);
   if (!run_prepare(executable->program, pointers, blob, threads, scratch, diag, out_status)) return false;
+  executable->blob = blob;
   /* run steps may read small parameters as they are: keep copies, the model may go away */
   executable->parameters = arena_array(executable->arena, plan->parameter_count + 1, const void *);
   for (size_t k = plan->prepare_count; k < plan->kernel_count; k++)
@@ -148,6 +211,7 @@ bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_o
       const PlanTensor *tensor = &plan->kernels[k].inputs[i];
       int32_t index = tensor->storage.index;
       if (tensor->storage.space != SPACE_PARAMETER || executable->parameters[index] != NULL) continue;
+      if (plan->parameters[index].state) continue;
       size_t bytes = (size_t)(shape_elements_per_image(&tensor->shape) * data_type_bytes(tensor->dtype));
       void *copy = arena_alloc_aligned(executable->arena, bytes, KILN_ALIGNMENT);
       memcpy(copy, pointers[index], bytes);
@@ -211,12 +275,36 @@ static bool write_weights_file(const Plan *plan, const void *blob, const char *p
   return file_write(path, pieces, 2, diag);
 }
 
+static bool build_gpu_library(const Graph *graph, const Plan *plan, const kiln_compile_options *options,
+                              const char *path, Arena *scratch, Diag *diag) {
+  const bool embed = options->weights == KILN_WEIGHTS_EMBED;
+  const void **pointers = NULL;
+  if (plan->slot_count > 0) {
+    diag_error(diag, (Location){path, 0, 0}, "training steps become libraries for processors only");
+    return false;
+  }
+  if (options->weights == KILN_WEIGHTS_FILE) {
+    diag_error(diag, (Location){path, 0, 0}, "libraries for GPUs hold the weights or take the caller's: expected mode "
+                                             "embed or caller, found file");
+    return false;
+  }
+  if (embed && !parameter_pointers(graph, plan, scratch, diag, &pointers)) return false;
+  if (!cuda_export_library(plan, options, pointers, path, scratch, diag)) return false;
+  Text header;
+  text_init(&header, scratch);
+  cuda_export_header(&header, plan, embed);
+  FilePiece piece = {header.data, header.size};
+  return file_write(beside(path, ".h", scratch), &piece, 1, diag);
+}
+
 bool build_library(const Graph *graph, const Plan *plan, const kiln_compile_options *options, const char *path,
                    Arena *scratch, Diag *diag) {
+  if (plan->target->arch > 0) return build_gpu_library(graph, plan, options, path, scratch, diag);
   kiln_weights_mode mode = options != NULL ? options->weights : KILN_WEIGHTS_EMBED;
   for (size_t k = plan->prepare_count; k < plan->kernel_count; k++)
     for (int32_t i = 0; i < plan->kernels[k].input_count && mode != KILN_WEIGHTS_CALLER; i++)
-      if (plan->kernels[k].inputs[i].storage.space == SPACE_PARAMETER) {
+      if (plan->kernels[k].inputs[i].storage.space == SPACE_PARAMETER &&
+          !plan->parameters[plan->kernels[k].inputs[i].storage.index].state) {
         diag_error(diag, plan->kernels[k].location, "internal: a run step of '%s' reads an unprepared parameter",
                    plan->kernels[k].name);
         return false;

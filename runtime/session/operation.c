@@ -39,6 +39,19 @@ static void error_from_diag(kiln_error *error, kiln_status status, const Diag *d
   error->status = status;
 }
 
+void error_report(const kiln_error *error, Arena *arena, Diag *diag) {
+  static const char mark[] = ": error: ";
+  for (const char *line = error->message; *line != '\0';) {
+    size_t length = strcspn(line, "\n");
+    char *text = arena_string_n(arena, line, length), *found = strstr(text, mark);
+    if (found != NULL) *found = '\0';
+    const char *file = found != NULL && strcmp(text, "kiln") != 0 ? text : NULL;
+    const char *what = found != NULL ? found + strlen(mark) : strncmp(text, mark + 2, 7) == 0 ? text + 7 : text;
+    diag_error(diag, (Location){file, 0, 0}, "%s", what);
+    line += length + (line[length] == '\n');
+  }
+}
+
 static void log_warnings(const kiln_host *host, const Diag *diag, Arena *arena) {
   if (host == NULL || host->log == NULL) return;
   for (size_t i = 0; i < diag_message_count(diag); i++) {

@@ -145,9 +145,27 @@ Picture picture_resize(const Picture *picture, int32_t width, int32_t height, Ar
   return out;
 }
 
-/* Where a crop of `crop` from `size` begins. Negative: so many zeros come first. torchvision rounds half a pixel to
- * even when cropping (Python's round) and down when padding. */
-static int32_t centre_start(int32_t size, int32_t crop) {
+bool picture_fit(const Picture *picture, const char *name, int64_t resize, int32_t width, int32_t height, Arena *arena,
+                 Diag *diag, Picture *out_picture) {
+  const int32_t shorter = picture->width < picture->height ? picture->width : picture->height;
+  const double fit = fmax((double)width / picture->width, (double)height / picture->height);
+  const double scale = fmax(fit, (double)resize / shorter);
+  const double new_width = fmax(width, round(picture->width * scale));
+  const double new_height = fmax(height, round(picture->height * scale));
+  if (new_width > PICTURE_MAX_SIDE || new_height > PICTURE_MAX_SIDE || new_width * new_height > PICTURE_MAX_PIXELS) {
+    diag_error(diag, (Location){name, 0, 0}, "a picture of %dx%d is too narrow for an input of %dx%d", picture->width,
+               picture->height, width, height);
+    return false;
+  }
+  *out_picture = *picture;
+  if (new_width != picture->width || new_height != picture->height) {
+    *out_picture = picture_resize(picture, (int32_t)new_width, (int32_t)new_height, arena);
+  }
+  return true;
+}
+
+/* torchvision rounds half a pixel to even when cropping (Python's round) and down when padding. */
+int32_t picture_crop_start(int32_t size, int32_t crop) {
   if (crop > size) return -((crop - size) / 2);
   const int32_t half = (size - crop) / 2;
   return half + ((size - crop) % 2 != 0 && half % 2 != 0);
@@ -155,7 +173,8 @@ static int32_t centre_start(int32_t size, int32_t crop) {
 
 Picture picture_crop_centre(const Picture *picture, int32_t width, int32_t height, Arena *arena) {
   Picture out = picture_create(width, height, picture->channels, arena);
-  const int32_t left = centre_start(picture->width, width), top = centre_start(picture->height, height);
+  const int32_t left = picture_crop_start(picture->width, width);
+  const int32_t top = picture_crop_start(picture->height, height);
   const int32_t columns = width < picture->width ? width : picture->width;
   const int32_t rows = height < picture->height ? height : picture->height;
   const size_t channels = (size_t)picture->channels;
@@ -175,6 +194,18 @@ static uint8_t pixel_channel(const uint8_t *pixel, int32_t own_channels, int64_t
   if (own_channels == 1) return pixel[0];
   if (channels == 1) return (uint8_t)((pixel[0] * 19595U + pixel[1] * 38470U + pixel[2] * 7471U + 0x8000U) >> 16);
   return pixel[channel];
+}
+
+Picture picture_convert(const Picture *picture, int32_t channels, Arena *arena) {
+  Picture out = picture_create(picture->width, picture->height, channels, arena);
+  const size_t pixels = (size_t)picture->width * (size_t)picture->height;
+  const uint8_t *from = picture->pixels;
+  for (uint8_t *to = out.pixels, *end = to + pixels * (size_t)channels; to < end; from += picture->channels) {
+    for (int32_t channel = 0; channel < channels; channel++) {
+      *to++ = pixel_channel(from, picture->channels, channels, channel);
+    }
+  }
+  return out;
 }
 
 bool picture_to_tensor(const Picture *picture, const char *name, int64_t channels, Arena *arena, Diag *diag,

@@ -33,9 +33,19 @@ bool picture_write_png(const char *path, const Picture *picture, Arena *scratch,
 /* Bilinear with antialiasing, bit-equal to PIL's Image.resize(size, BILINEAR) for gray and RGB; PIL multiplies alpha
  * in first, this does not. `width` and `height` are from 1 to PICTURE_MAX_SIDE. */
 Picture picture_resize(const Picture *picture, int32_t width, int32_t height, Arena *arena);
+/* Resizes for a crop of width × height: the shorter side becomes `resize`, or what the crop needs if that is more (or
+ * `resize` is 0); proportions are kept. A picture that has the size already is not copied. Reports pictures that would
+ * become too large. */
+bool picture_fit(const Picture *picture, const char *name, int64_t resize, int32_t width, int32_t height, Arena *arena,
+                 Diag *diag, Picture *out_picture);
 /* The middle of the picture, or the picture in the middle of zeros where it is smaller; as torchvision's
  * center_crop, odd margins included. */
 Picture picture_crop_centre(const Picture *picture, int32_t width, int32_t height, Arena *arena);
+/* Where that crop of `crop` from `size` begins. Negative: so many zeros come first. */
+int32_t picture_crop_start(int32_t size, int32_t crop);
+
+/* To 1, 3 or 4 channels, as picture_to_tensor says. */
+Picture picture_convert(const Picture *picture, int32_t channels, Arena *arena);
 
 /* --- tensors --------------------------------------------------------------------------------------- */
 

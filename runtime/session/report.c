@@ -63,16 +63,20 @@ void report_begin(Report *report, const char *title, Arena *arena) {
            "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
            "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n");
   add_element(html, "title", title && *title ? title : "Report");
-  text_add(html,
-           "<style>\n"
-           "body { font-family: \"DejaVu Sans\", Verdana, sans-serif; color: #262626; background: #fff;"
-           " max-width: 75em; margin: 2em auto; padding: 0 1em; line-height: 1.45; }\n"
-           "h1 { font-size: 1.6em; }\nh2 { font-size: 1.2em; margin-top: 2em; }\n"
-           "table { border-collapse: collapse; font-size: 0.9em; font-variant-numeric: tabular-nums; }\n"
-           "th, td { padding: 0.25em 0.9em; border-bottom: 1px solid #e4e4e4; text-align: left; }\n"
-           "th { border-bottom: 2px solid #808080; }\n.right { text-align: right; }\n"
-           "img { max-width: 100%; height: auto; }\n"
-           "</style>\n</head>\n<body>\n");
+  text_add(
+      html,
+      "<style>\n"
+      "body { font-family: \"DejaVu Sans\", Verdana, sans-serif; color: #262626; background: #fff;"
+      " max-width: 75em; margin: 2em auto; padding: 0 1em; line-height: 1.45; }\n"
+      "h1 { font-size: 1.6em; }\nh2 { font-size: 1.2em; margin-top: 2em; }\n"
+      "table { border-collapse: collapse; font-size: 0.9em; font-variant-numeric: tabular-nums; }\n"
+      "th, td { padding: 0.25em 0.9em; border-bottom: 1px solid #e4e4e4; text-align: left; }\n"
+      "th { border-bottom: 2px solid #808080; }\n.right { text-align: right; }\n"
+      "img { max-width: 100%; height: auto; }\n"
+      ".wide { overflow-x: auto; }\n"
+      ".grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22em, 100%), 1fr)); gap: 0 1em; }\n"
+      ".grid p { margin: 0.3em 0; }\n.grid img { width: 100%; max-width: 40em; }\n"
+      "</style>\n</head>\n<body>\n");
   add_element(html, "h1", title && *title ? title : "Report");
 }
 
@@ -83,7 +87,7 @@ void report_paragraph(Report *report, const char *text) { add_element(&report->h
 void report_table(Report *report, const char *const *cells, size_t rows, size_t columns, const char *align) {
   Text *html = &report->html;
   if (rows == 0 || columns == 0) return;
-  text_add(html, "<table>\n<thead>\n");
+  text_add(html, "<div class=\"wide\">\n<table>\n<thead>\n");
   for (size_t r = 0; r < rows; r++) {
     if (r == 1) text_add(html, "</thead>\n<tbody>\n");
     text_add(html, "<tr>");
@@ -96,7 +100,7 @@ void report_table(Report *report, const char *const *cells, size_t rows, size_t 
     }
     text_add(html, "</tr>\n");
   }
-  text_add(html, rows > 1 ? "</tbody>\n</table>\n" : "</thead>\n</table>\n");
+  text_add(html, rows > 1 ? "</tbody>\n</table>\n</div>\n" : "</thead>\n</table>\n</div>\n");
 }
 
 void report_svg(Report *report, const char *svg, size_t size, const char *text) {
@@ -116,6 +120,10 @@ bool report_figure(Report *report, const Figure *figure, Diag *diag) {
   report_svg(report, svg.data, svg.size, text ? text : "plot");
   return true;
 }
+
+void report_grid_begin(Report *report) { text_add(&report->html, "<div class=\"grid\">\n"); }
+
+void report_grid_end(Report *report) { text_add(&report->html, "</div>\n"); }
 
 bool report_write(Report *report, const char *path, Diag *diag) {
   text_add(&report->html, "</body>\n</html>\n");

@@ -21,6 +21,9 @@ void report_table(Report *report, const char *const *cells, size_t rows, size_t 
 void report_svg(Report *report, const char *svg, size_t size, const char *text);
 /* Draws a figure and embeds it; its title is the text. */
 bool report_figure(Report *report, const Figure *figure, Diag *diag);
+/* Figures between these stand side by side as far as the screen is wide. */
+void report_grid_begin(Report *report);
+void report_grid_end(Report *report);
 /* Ends the page and writes it atomically. */
 bool report_write(Report *report, const char *path, Diag *diag);
 

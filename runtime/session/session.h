@@ -13,7 +13,11 @@ struct kiln_model {
   kiln_host host;
   Allocator allocator;
   Graph *graph; /* as described; compiling works on a clone */
+  Tensor **trained; /* values that kiln_state_store made, by parameter; or NULL */
 };
+
+struct CudaProgram;
+struct CudaContext;
 
 struct kiln_executable {
   Arena *arena;
@@ -22,6 +26,8 @@ struct kiln_executable {
   const kiln_program *program;
   kiln_weights weights;
   const void **parameters;                 /* those that run steps read, in table order */
+  void *blob;                              /* the prepared weights when they are this executable's own, or NULL */
+  struct CudaProgram *cuda;                /* on a GPU; NULL: on this processor */
   double compile_seconds, prepare_seconds; /* how long it took to generate and link code, and to convert the weights */
 };
 
@@ -37,6 +43,8 @@ struct kiln_context {
   void *callback_context;
   void *io_block; /* kiln_io followed by the port pointers, as NAME_run expects it */
   size_t io_bytes;
+  kiln_state *resident;     /* the state whose values this context has on its GPU, or NULL */
+  struct CudaContext *cuda; /* of an executable on a GPU, which uses none of workspace, pool and io_block */
 };
 
 /* --- operations ---------------------------------------------------------------------------------------- */
@@ -56,13 +64,19 @@ typedef bool (*OperationBody)(Operation *operation, void *context);
 kiln_status operation_run(const kiln_host *host, Arena *keep, OperationBody body, void *context, kiln_error *error);
 kiln_status error_set(kiln_error *error, kiln_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* The other way round: a diagnostic for each line, which may begin with "FILE: error: ". */
+void error_report(const kiln_error *error, Arena *arena, Diag *diag);
 Allocator host_allocator(const kiln_host *host);
 
 /* --- building ------------------------------------------------------------------------------------------ */
 typedef struct BuildOptions {
   const kiln_compile_options *compile;
   const PipelineOptions *pipeline; /* dumps, stop; may be NULL */
+  const TrainRequest *train;       /* a training step; NULL: inference */
 } BuildOptions;
+
+/* What the options ask for; NULL: the defaults. */
+bool train_request(const Graph *graph, const kiln_train_options *options, Diag *diag, TrainRequest *out_request);
 
 /* Clones the graph, runs the passes, makes the plan (NULL when the pipeline was stopped). Everything in `arena`. */
 bool build_plan(const Graph *graph, const BuildOptions *options, Arena *arena, Diag *diag, Graph **out_graph,
@@ -80,6 +94,16 @@ bool build_library(const Graph *graph, const Plan *plan, const kiln_compile_opti
 uint64_t weights_checksum(const void *data, size_t size);
 /* "libNAME.so" → "NAME"; other names lose their ending only. Without the folder. */
 const char *library_base_name(const char *path, Arena *arena);
+
+/* --- running ------------------------------------------------------------------------------------------- */
+/* kiln_run with other weights than the executable's. */
+kiln_status context_run(kiln_context *context, const kiln_weights *weights, int64_t batch, const void *const *inputs,
+                        void *const *outputs, kiln_error *error);
+
+/* Takes the values of the context's resident state back from the GPU, before the context goes. */
+void state_leave(kiln_context *context);
+/* What a training step runs with: the executable's prepared weights, and the state's own parameters. */
+kiln_weights state_weights(const kiln_state *state);
 
 /* --- checking against the interpreter ------------------------------------------------------------------- */
 typedef struct ValueCheck {

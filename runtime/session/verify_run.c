@@ -4,6 +4,7 @@
 
 #include "eval.h"
 #include "session.h"
+#include "view.h"
 
 typedef struct VerifyState {
   const kiln_program *program;
@@ -13,11 +14,6 @@ typedef struct VerifyState {
   double tolerance;
   ValueCheck *checks;
 } VerifyState;
-
-static double view_read(const kiln_view *view, const void *data, int64_t offset) {
-  if (view->dtype == KILN_I64) return (double)((const int64_t *)data)[offset];
-  return (double)((const float *)data)[offset];
-}
 
 static int compare_step(void *context, uint32_t step, const void *data, int64_t nanoseconds) {
   (void)nanoseconds;
@@ -34,16 +30,7 @@ static int compare_step(void *context, uint32_t step, const void *data, int64_t 
   for (uint32_t d = 0; d < view->rank; d++) count *= expected->shape.dims[d];
   double error_squares = 0, squares = 0;
   for (int64_t i = 0; i < count; i++) {
-    int64_t offset = view->origin;
-    for (uint32_t d = 0; d < view->rank; d++) {
-      int64_t position = index[d];
-      if (view->block > 1 && d == view->block_dim) {
-        offset += position % view->block;
-        position /= view->block;
-      }
-      offset += position * view->stride[d];
-    }
-    double want = expected->data[i], got = view_read(view, data, offset);
+    double want = expected->data[i], got = view_read(view, data, view_offset(view, index));
     if (isfinite(want) || isfinite(got)) { /* equal infinities and NaNs agree */
       double difference = fabs(got - want);
       if (!(difference <= check->largest_error)) check->largest_error = difference; /* keeps NaN */

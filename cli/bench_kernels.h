@@ -1,0 +1,22 @@
+/* What kiln bench says about single kernels. */
+#ifndef KILN_CLI_BENCH_KERNELS_H
+#define KILN_CLI_BENCH_KERNELS_H
+
+#include "common.h"
+#include "session/peaks.h"
+
+typedef struct KernelTimes {
+  const kiln_program *program;
+  int64_t batch;
+  const double *seconds; /* of each run step */
+  const Peaks *peaks;    /* NULL: not known, as for a GPU */
+} KernelTimes;
+
+/* A table on standard output, or comma-separated values. */
+void kernel_times_print(Tool *tool, const KernelTimes *times, bool csv);
+/* The roofline plot, PNG or SVG; needs peaks. */
+bool kernel_times_plot(Tool *tool, const KernelTimes *times, const char *path);
+/* A field of comma-separated values, quoted where it has to be (RFC 4180). */
+void csv_field(FILE *file, const char *text);
+
+#endif

@@ -1,0 +1,80 @@
+#include "work.h"
+
+#include "base/checked.h"
+#include "winograd.h"
+
+enum {
+  PART_ELEMENTS = 512, /* fewer cost more to begin and to end than to reduce */
+  ROW_ELEMENTS = 4096  /* of an item of rows */
+};
+
+DirectWork work_direct(const Shape *output, int32_t output_block, int32_t filter_block, int64_t groups,
+                       const KernelChoice *choice) {
+  const int64_t filters = output->dims[1], height = output->dims[2], width = output->dims[3];
+  const int64_t blocks = ceil_div(filters, output_block), panel_blocks = filter_block / output_block;
+  const bool narrow_groups = groups > 1 && filters / groups / output_block % panel_blocks != 0;
+  DirectWork work = {.unit_blocks = narrow_groups ? 1 : panel_blocks};
+  const int64_t rows = (choice->tile_pixels > 0 ? choice->tile_pixels : 4) / width;
+  work.units = ceil_div(blocks, work.unit_blocks);
+  work.tile_rows = rows < 1 ? 1 : rows > height ? height : rows;
+  work.row_chunk = round_up(choice->row_chunk > 0 ? choice->row_chunk : height, work.tile_rows);
+  work.row_chunks = ceil_div(height, work.row_chunk);
+  return work;
+}
+
+RowWork work_rows(const Shape *shape, Layout layout) {
+  const bool blocked = layout.kind == LAYOUT_CHANNEL_BLOCK;
+  const int32_t rank = shape->rank, first = 1; /* dimension 0 counts images */
+  RowWork work = {.planes = 1, .height = 1};
+  for (int32_t d = first; d < rank - 2; d++)
+    work.planes *= blocked && d == 1 ? ceil_div(shape->dims[d], layout.block) : shape->dims[d];
+  if (rank - 2 >= first) work.height = shape->dims[rank - 2];
+  const int64_t row = rank > first ? shape->dims[rank - 1] * (blocked ? layout.block : 1) : 1;
+  const int64_t most = row < ROW_ELEMENTS ? ROW_ELEMENTS / row : 1;
+  work.chunks = ceil_div(work.height, most);
+  work.rows = ceil_div(work.height, work.chunks);
+  work.chunks = ceil_div(work.height, work.rows); /* rounding the rows up may have made the last one empty */
+  return work;
+}
+
+static int64_t winograd_parts(const Node *node) {
+  const Shape *shape = &node->shape;
+  const Node *input = node->inputs[0], *filter = node->inputs[1];
+  if (layout_is_winograd_tiles(input->layout.kind)) return ceil_div(shape->dims[1], filter->layout.block);
+  const WinogradGrid grid = winograd_grid(winograd_outputs(filter->layout.kind), input->shape.dims[2],
+                                          input->shape.dims[3], node->attrs.padding.values);
+  return ceil_div(grid.rows * grid.columns, node->choice.tile_pixels > 0 ? node->choice.tile_pixels : 4);
+}
+
+static int64_t conv2d_parts(const Node *node) {
+  if (node->layout.kind != LAYOUT_CHANNEL_BLOCK) return 0;
+  switch (node->choice.algorithm) {
+    case ALGORITHM_DIRECT: {
+      const DirectWork work = work_direct(&node->shape, node->layout.block, node->inputs[1]->layout.block,
+                                          node->attrs.groups, &node->choice);
+      return work.units * work.row_chunks;
+    }
+    case ALGORITHM_DEPTHWISE:
+      return ceil_div(node->shape.dims[1], node->layout.block) * node->shape.dims[2];
+    case ALGORITHM_WINOGRAD23:
+    case ALGORITHM_WINOGRAD43:
+      return winograd_parts(node);
+    default:
+      return 0;
+  }
+}
+
+static int64_t parts_of(const Node *node) {
+  if (node->op == OP_CONV2D) return conv2d_parts(node);
+  if (!op_is_elementwise(node->op) || node->shape.rank < 2) return 0;
+  if (node->layout.kind != LAYOUT_PLAIN && node->layout.kind != LAYOUT_CHANNEL_BLOCK) return 0;
+  const RowWork work = work_rows(&node->shape, node->layout);
+  return work.planes * work.chunks;
+}
+
+int64_t work_parts(const Node *node) {
+  if (node->dtype != DTYPE_F32) return 0;
+  const int64_t parts = parts_of(node), elements = shape_elements_per_image(&node->shape);
+  const int64_t images = shape_batched(&node->shape) || parts == 0 ? 1 : node->shape.dims[0];
+  return parts > 0 && elements / images / parts >= PART_ELEMENTS ? parts : 0;
+}

@@ -1,0 +1,35 @@
+/* How kernels divide the work on an image into items, as far as anything depends on it outside the code generators: a
+ * reduction that is computed by the kernel of its input leaves one row of partial results per item. */
+#ifndef KILN_IR_WORK_H
+#define KILN_IR_WORK_H
+
+#include "graph.h"
+
+/* Items of an image's work; 0: reductions of the node's value need a kernel of their own. Requires layouts and
+ * choices. */
+int64_t work_parts(const Node *node);
+
+/* The parts of a convolution's division that its kernel needs as well. */
+typedef struct DirectWork {
+  int64_t units;       /* groups of blocks of output channels */
+  int64_t unit_blocks; /* blocks of a unit */
+  int64_t tile_rows;   /* rows of a register tile */
+  int64_t row_chunk;   /* rows of an item, a multiple of tile_rows */
+  int64_t row_chunks;
+} DirectWork;
+
+/* `filter` and `output` with their layouts: blocked by filters, and by channels. */
+DirectWork work_direct(const Shape *output, int32_t output_block, int32_t filter_block, int64_t groups,
+                       const KernelChoice *choice);
+
+/* Element-wise ops with reductions: `rows` rows of an image of blocked or plain channels, or of its last dimension. */
+typedef struct RowWork {
+  int64_t planes; /* of an image: blocks of channels, or the dimensions before the last two */
+  int64_t height; /* rows of a plane */
+  int64_t rows;   /* of an item; the last one of a plane may have fewer */
+  int64_t chunks; /* items of a plane */
+} RowWork;
+
+RowWork work_rows(const Shape *shape, Layout layout);
+
+#endif

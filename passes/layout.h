@@ -1,0 +1,42 @@
+/* What the files of the pass `layout` share: layout.c walks over the graph and lays out inference, layout_training.c
+ * training steps. */
+#ifndef KILN_PASSES_LAYOUT_H
+#define KILN_PASSES_LAYOUT_H
+
+#include "passes.h"
+#include "rewrite.h"
+
+/* A form of a value that was made for a consumer. */
+typedef struct Form {
+  Layout layout;
+  int32_t rank;
+  Node *node;
+  struct Form *next;
+} Form;
+
+typedef struct LayoutState {
+  Rewrite rewrite;
+  Graph *graph;
+  int32_t lanes;
+  const bool *prepared, *updated;
+  Form **forms; /* by id of the original value */
+} LayoutState;
+
+/* `value` reshaped to `shape` (same elements) in `layout`, through a new node even when the layout is the same. NULL
+ * after a report. */
+Node *form_make(LayoutState *state, Node *value, const Shape *shape, Layout layout, const Node *consumer);
+/* Input `i` of the node becomes what the value is in `layout`. */
+bool need_layout(LayoutState *state, Node *node, int32_t i, Layout layout);
+/* All inputs become plain. */
+bool need_plain(LayoutState *state, Node *node);
+
+/* Whether the graph is a training step for a CPU, whose values are batch-blocked. */
+bool is_batch_blocked_step(const Graph *graph, const PassOptions *options);
+/* Whether a `sum` is over everything but the channels. */
+bool sums_channels(const Node *node);
+/* Lays out a node of such a step. */
+bool layout_training_node(LayoutState *state, Node *node);
+/* Lays out a node for a target whose images are LAYOUT_CHANNEL_LAST. */
+bool layout_channel_last_node(LayoutState *state, Node *node);
+
+#endif
