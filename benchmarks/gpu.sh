@@ -59,7 +59,7 @@ export KILN_NVRTC=${KILN_NVRTC:-$("$kiln" devices | sed -n 's/^NVRTC  *[0-9.]*, 
 
 say "helpers and kernels on the card"
 for test in $tests; do
-  [ -x "$build/$test" ] && check "$test" 100 "$build/$test"
+  [ -x "$build/$test" ] && check "$test" 120 "$build/$test"
 done
 
 say "networks on the card against the interpreter"

@@ -216,6 +216,12 @@ static int measure(Tool *tool, const BenchRequest *request, BenchState *state, u
 
 static int bench_body(Tool *tool, void *context) {
   BenchRequest *request = context;
+  const TrainRequest *none;
+  if (!step_request(tool, &request->step, NULL, &none)) return EXIT_FAILED;
+  if (request->inputs != NULL) {
+    tool_usage_error(tool, "--inputs needs --train");
+    return EXIT_FAILED;
+  }
   kiln_executable *executable;
   Graph *graph;
   Plan *plan;

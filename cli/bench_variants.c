@@ -60,13 +60,12 @@ static size_t list_variants(Arena *arena, const Target *target, Variant **out_va
   Variant *variants = arena_array(arena, 1 + count + SPLIT_VARIANTS, Variant);
   variants[made++] = (Variant){.name = "the model's"};
   for (size_t i = 0; i < count; i++)
-    variants[made++] = (Variant){
-        .name = arena_format(arena, "tile %dx%dx%d", (int)tiles[i].m, (int)tiles[i].n, (int)tiles[i].k),
-        .tile = (int32_t)i + 1};
-  for (size_t i = 0; i < SPLIT_VARIANTS; i++)
     variants[made++] =
-        (Variant){.name = arena_format(arena, "%d split%s", (int)splits[i], splits[i] == 1 ? "" : "s"),
-                  .splits = splits[i]};
+        (Variant){.name = arena_format(arena, "tile %dx%dx%d", (int)tiles[i].m, (int)tiles[i].n, (int)tiles[i].k),
+                  .tile = (int32_t)i + 1};
+  for (size_t i = 0; i < SPLIT_VARIANTS; i++)
+    variants[made++] = (Variant){.name = arena_format(arena, "%d split%s", (int)splits[i], splits[i] == 1 ? "" : "s"),
+                                 .splits = splits[i]};
   *out_variants = variants;
   return made;
 }

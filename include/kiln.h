@@ -186,7 +186,7 @@ KILN_API kiln_status kiln_open_library(const kiln_host *host, const char *path, 
 KILN_API void kiln_executable_destroy(kiln_executable *executable);
 /* Names, shapes, hooks, steps. Lives as long as the executable. */
 KILN_API const kiln_program *kiln_executable_program(const kiln_executable *executable);
-/* The prepared weights, for callers that walk the program's steps themselves. */
+/* The prepared weights, for callers that walk the program's steps themselves. On a GPU `prepared` is NULL. */
 KILN_API const kiln_weights *kiln_executable_weights(const kiln_executable *executable);
 
 /* --- running ------------------------------------------------------------------------------------------ */

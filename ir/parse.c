@@ -582,43 +582,6 @@ static bool parse_update(Parser *parser) {
   return parser_error(parser, location, "there is no parameter '%.80s'", name);
 }
 
-static bool accept_loss(Parser *parser, OpCode *out_loss) {
-  for (OpCode op = 0; op < OP_COUNT; op++) {
-    if (!op_is_loss(op) || !parser_accept_word(parser, op_info(op)->name)) continue;
-    *out_loss = op;
-    return true;
-  }
-  return false;
-}
-
-static bool parse_objective(Parser *parser) {
-  Objective *objective = &parser->graph->objective;
-  accept_loss(parser, &objective->loss);
-  objective->accuracy = parser_accept_word(parser, "accuracy");
-  objective->error_rate = parser_accept_word(parser, "error_rate");
-  return true;
-}
-
-static bool parse_train(Parser *parser) {
-  TrainRequest *train = arena_new(parser->arena, TrainRequest);
-  if (!accept_loss(parser, &train->loss)) return parser_expected(parser, "cross_entropy, mse or bce_with_logits");
-  if (!parser_accept_word(parser, "of")) return parser_expected(parser, "of");
-  if (!parser_expect_name(parser, "a value's name", &train->of)) return false;
-  if (parser_accept_word(parser, optimizer_name(OPTIMIZER_ADAM))) {
-    train->optimizer = OPTIMIZER_ADAM;
-  } else if (!parser_accept_word(parser, optimizer_name(OPTIMIZER_SGD))) {
-    return parser_expected(parser, "sgd or adam");
-  }
-  train->nesterov = parser_accept_word(parser, "nesterov");
-  train->clip = parser_accept_word(parser, "clip");
-  train->accumulate = parser_accept_word(parser, "accumulate");
-  if (parser_accept_word(parser, "memory_limit") &&
-      !parser_expect_integer(parser, 0, INT64_MAX, &train->memory_limit))
-    return false;
-  parser->graph->train = train;
-  return true;
-}
-
 static bool parse_slot(Parser *parser) {
   Graph *graph = parser->graph;
   StateSlot slot = {0};
@@ -697,9 +660,9 @@ static bool parse_statement(Parser *parser) {
     case 13:
       return parse_update(parser);
     case 14:
-      return parse_objective(parser);
+      return parser_objective(parser);
     case 15:
-      return parse_train(parser);
+      return parser_train(parser);
     case 16:
       return parse_slot(parser);
     case 17:
@@ -735,6 +698,8 @@ static bool order_ports(Parser *parser, const char *what, const int64_t *ports, 
 
 static bool finish_ports(Parser *parser) {
   Graph *graph = parser->graph;
+  const char **updated = arena_array(parser->arena, graph->update_count, const char *);
+  for (size_t i = 0; i < graph->update_count; i++) updated[i] = graph->parameters[graph->updates[i].parameter].name;
   if (!order_ports(parser, "input", parser->input_ports, graph->inputs, graph->input_count, sizeof *graph->inputs) ||
       !order_ports(parser, "parameter", parser->parameter_ports, graph->parameters, graph->parameter_count,
                    sizeof *graph->parameters)) {
@@ -743,6 +708,8 @@ static bool finish_ports(Parser *parser) {
   for (size_t i = 0; i < graph->input_count; i++) graph->inputs[i].node->port = (int32_t)i;
   for (size_t i = 0; i < graph->parameter_count; i++) {
     if (graph->parameters[i].node) graph->parameters[i].node->port = (int32_t)i;
+    for (size_t k = 0; k < graph->update_count; k++)
+      if (updated[k] == graph->parameters[i].name) graph->updates[k].parameter = (int32_t)i;
   }
   return true;
 }

@@ -78,6 +78,9 @@ bool parser_expect_integers(Parser *parser, int32_t limit, bool batch, int64_t *
 bool parser_expect_exactly(Parser *parser, int32_t wanted, int64_t *out_values);
 bool parser_expect_floats(Parser *parser, FloatList *out_list);
 bool parser_expect_strings(Parser *parser, const char ***out_strings, size_t *out_count);
+/* The rest of the statements `objective` and `train`. */
+bool parser_objective(Parser *parser);
+bool parser_train(Parser *parser);
 /* {stride=[2,2], …} of an op; the braces may be missing. */
 bool parser_attributes(Parser *parser, OpCode op, Attrs *attrs);
 

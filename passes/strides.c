@@ -288,6 +288,33 @@ static bool place_in_concat(Node *node, const Placement *placement, const Halo *
   return true;
 }
 
+/* By id: the place of the last node that reads the value; beyond the array when another view of it may be read. */
+static size_t *collect_last_readers(const Graph *graph, Arena *scratch) {
+  size_t *last = arena_array(scratch, graph->next_id, size_t);
+  for (size_t i = 0; i < graph->node_count; i++) {
+    const Node *node = graph->nodes[i];
+    const bool view = node->op == OP_RESHAPE || node->op == OP_FLATTEN || node->op == OP_CONVERT ||
+                      node->op == OP_SLICE || passes_storage_on(node);
+    for (int32_t j = 0; j < node->input_count; j++) {
+      size_t *reader = &last[node->inputs[j]->id];
+      if (*reader < graph->node_count) *reader = view ? graph->node_count : i;
+    }
+  }
+  return last;
+}
+
+/* The value whose memory the node may overwrite: a batch norm's gradient is computed element by element from that of
+ * its result, which nothing reads afterwards. NULL: none. */
+static Node *overwritten(const Node *node, const bool *is_output, const size_t *last_reader, size_t place) {
+  if (node->op != OP_BATCH_NORM_GRAD_INPUT || node->op_input_count < 7 || node->epilogue_count > 0) return NULL;
+  Node *gradient = node->inputs[4];
+  const bool source = gradient->op == OP_INPUT || gradient->op == OP_PARAMETER;
+  if (source || gradient->alias || is_output[gradient->id] || is_output[node->id] || last_reader[gradient->id] != place)
+    return NULL;
+  const bool alike = layout_equal(gradient->layout, node->layout) && same_halo(gradient, node);
+  return alike && node->layout.kind == LAYOUT_BATCH_BLOCK ? gradient : NULL;
+}
+
 bool pass_strides(Graph *graph, const PassOptions *options, Diag *diag) {
   Arena *scratch = options->scratch;
   const Placement *placements = views_place(graph, options, diag);
@@ -297,6 +324,7 @@ bool pass_strides(Graph *graph, const PassOptions *options, Diag *diag) {
   state.read_by_run = mark_read_by_run(graph, state.prepared, scratch);
   state.owner_is_output = arena_array(scratch, graph->next_id, bool);
   state.updated = graph_mark_updated(graph, scratch);
+  const size_t *last_reader = collect_last_readers(graph, scratch);
   bool valid = true;
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
@@ -305,13 +333,17 @@ bool pass_strides(Graph *graph, const PassOptions *options, Diag *diag) {
       valid = node_error(diag, node, "the value's size in memory exceeds 2^63 - 1 bytes");
       continue;
     }
-    Node *owner = node->input_count ? node->inputs[0] : NULL;
+    Node *owner = node->input_count ? node->inputs[0] : NULL,
+         *under = overwritten(node, state.is_output, last_reader, i);
     const Placement *placement = &placements[node->id];
     if (placement->into) {
       node->alias = placement->into;
       node->placed = true;
       node->storage.delta = placement->delta;
       if (placement->channel >= 0 && valid) valid = place_in_concat(node, placement, &halos[placement->into->id]);
+    } else if (under) {
+      node->alias = under;
+      node->placed = true;
     } else if (valid && owner && is_view(node, options->training) &&
                may_share(&state, node, owner->alias ? owner->alias : owner)) {
       node->alias = owner->alias ? owner->alias : owner;

@@ -5,8 +5,8 @@
  *   update state = %n                                        → %n placed in the parameter `state`
  *
  * A piece can be placed when a kernel of the same phase computes it as plain, dense values of this run, for no output,
- * and nothing else has placed it already; a reshape of such a value places the value. Other pieces of a `pack` are copied
- * first; a `concat` with one is computed as a whole. */
+ * and nothing else has placed it already; a reshape of such a value places the value. Other pieces of a `pack` are
+ * copied first; a `concat` with one is computed as a whole. */
 #include "views.h"
 
 #include "base/checked.h"
@@ -126,7 +126,8 @@ Placement *views_place(Graph *graph, const PassOptions *options, Diag *diag) {
   Arena *scratch = options->scratch;
   Places places = {arena_array(scratch, ids, Placement), mark_prepare_phase(graph, scratch),
                    mark_outputs(graph, scratch), 1};
-  if (options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST) places.unit = options->target->vector_lanes;
+  const Target *target = options->target;
+  if (target && target->image_layout == LAYOUT_CHANNEL_LAST) places.unit = target->vector_lanes;
   for (size_t i = 0; i < graph->update_count; i++) {
     const Update *update = &graph->updates[i];
     places.by_id[update->node->id] = (Placement){graph->parameters[update->parameter].node, 0, -1};

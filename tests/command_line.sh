@@ -283,6 +283,10 @@ expect 0 'graph' $kiln inspect "$examples/simple_cnn10_bn.json"
 expect 1 'expected a name ending' $kiln inspect labels.txt
 expect 0 'median' $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.1 --threads 2 --kernels
 expect 0 '"median_ms":' $kiln bench libsimple.so --seconds 0.1 --json
+expect 0 'training step  batch 16  2 threads' $kiln bench "$examples/simple_cnn10_bn.json" --train --batch 16 --seconds 0.05 --threads 2
+expect 0 '"train":true,"batch":3,' $kiln bench "$examples/simple_cnn10_bn.json" --train --optimizer adam --clip --run-batch 3 --seconds 0.05 --json
+expect 2 'need --train' $kiln bench "$examples/simple_cnn10_bn.json" --optimizer adam
+expect 2 'expected a description' $kiln bench libsimple.so --train
 expect 0 'conv2d' $kiln ops
 expect 0 'stride' $kiln ops conv2d
 expect 1 'did you mean' $kiln ops conv2e

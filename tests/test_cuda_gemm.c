@@ -89,7 +89,7 @@ static const GemmCase cases[] = {
      false},
     {"filter gradient, depthwise",
      "input %x : f32[N,40,9,11]\n input %d : f32[N,40,5,11]\n"
-     " %y = conv2d_grad_weight %x, %d {kernel=[3,3], groups=40, stride=[2,1], padding=[1,1,1,1]} epilogue [neg]",
+     " %y = conv2d_grad_weight %x, %d {kernel=[3,3], groups=40, stride=[2,1], padding=[1,1,1,1]} epilogue [leaky_relu]",
      true},
     {"filter gradient, depth multiplier",
      "input %x : f32[N,6,23,30]\n input %d : f32[N,12,23,30]\n"

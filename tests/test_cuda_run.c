@@ -379,9 +379,24 @@ static void check_refused(const kiln_model *model, const kiln_compile_options *o
   if (strstr(error.message, part) == NULL) fail_msg("expected '%s' in: %s", part, error.message);
 }
 
+/* A workspace that no device has is refused with the sizes, and nothing is lost. */
+static void check_too_large(const kiln_model *model) {
+  kiln_executable *executable;
+  kiln_context *context = NULL;
+  kiln_error error;
+  const kiln_compile_options options = {
+      .device = "cuda", .max_batch = 20000000, .cache_dir = getenv("KILN_TEST_CACHE")};
+  if (kiln_compile(model, &options, &executable, &error) != KILN_OK) fail_msg("%s", error.message);
+  assert_int_equal(kiln_context_create(executable, NULL, &context, &error), KILN_ERROR_MEMORY);
+  if (strstr(error.message, "bytes of device memory for the workspace, of which") == NULL)
+    fail_msg("%s", error.message);
+  kiln_executable_destroy(executable);
+}
+
 static void test_refusals(void **state) {
   kiln_model *model = model_create(*state);
   check_refused(model, &(kiln_compile_options){.device = "cuda:999"}, KILN_ERROR_INPUT, "there is no GPU 999");
+  check_too_large(model);
   check_refused(model, &(kiln_compile_options){.device = "cuda:x"}, KILN_ERROR_INPUT,
                 "device: expected cpu, cuda or cuda:N, found 'cuda:x'");
   check_refused(model, &(kiln_compile_options){.device = "cuda", .math = (kiln_math)77}, KILN_ERROR_INPUT,

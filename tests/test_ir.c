@@ -106,6 +106,9 @@ static const char *const canonical[] = {
     "  parameter %2 : f32[2] {init=one, name=\"other\", port=1}\n"
     "  parameter %first : f32[2] {init=one, port=0}\n"
     "  %4 = add %a, %2 : f32[N,2]\n"
+    "  %5 = batch_stats %4 : f32[2,2]\n"
+    "  %6 = bn_update %first, %5, %4 {dim=0} : f32[2]\n"
+    "  update first = %6\n"
     "}\n",
     /* statistics, computed where their input is */
     "graph \"statistics\" {\n"

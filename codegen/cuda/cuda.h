@@ -27,7 +27,8 @@ bool cuda_target(const char *arch, const CudaDevice *device, MathMode math, Aren
 /* Every kernel function has the parameters
  *     (T *out, const T0 *in0, …, const Tk *ink, void *scratch, int batch)
  * with pointers to the starts of the buffers in the order of the plan kernel's operands (origins not added), each
- * aligned to at least 64 bytes, or as far as its storage.delta allows. All launches of a kernel get the same arguments, in order, one after the other.
+ * aligned to at least 64 bytes, or as far as its storage.delta allows. All launches of a kernel get the same arguments,
+ * in order, one after the other.
  *
  * `scratch` is device memory that all kernels of a program share, one at a time. It begins with CUDA_COUNTERS u32 that
  * are 0 when a kernel begins and must be 0 when it ends (tickets, "which block is the last"); the bytes that a CudaCode

@@ -151,12 +151,6 @@ const char *cuda_broadcast_offset(CudaEmit *emit, const PlanTensor *operand, con
 
 int64_t cuda_elements_per_image(const Shape *shape) { return shape_elements_per_image(shape); }
 
-const char *cuda_elements(CudaEmit *emit, const Shape *shape) {
-  int64_t count = cuda_elements_per_image(shape);
-  if (!shape_batched(shape)) return arena_format(emit->arena, "%lld", (long long)count);
-  return cuda_batch(emit, count);
-}
-
 /* --- expressions ------------------------------------------------------------------------------------- */
 
 typedef struct ExprContext {

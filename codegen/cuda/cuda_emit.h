@@ -73,8 +73,6 @@ const char *cuda_offset(CudaEmit *emit, const PlanTensor *tensor, const char *co
 /* Offset in `operand` of the element that stands at `index` of a value of shape `output` to which it broadcasts. */
 const char *cuda_broadcast_offset(CudaEmit *emit, const PlanTensor *operand, const Shape *output,
                                   const char *const *index);
-/* The product of the value's dimensions with the batch as `batch` ("batch * 150528"); "1" for a scalar. */
-const char *cuda_elements(CudaEmit *emit, const Shape *shape);
 /* Every element of the shape, the batch not counted: 1 image. */
 int64_t cuda_elements_per_image(const Shape *shape);
 
@@ -113,8 +111,8 @@ void cuda_lanes_end(CudaEmit *emit, const CudaMap *map, int depth);
 const char *cuda_lane(CudaEmit *emit, const CudaMap *map, const char *name);
 /* Statements that load the lanes at the offset expression `offset` of input `input` into the new array `name`. */
 void cuda_map_load(CudaEmit *emit, const CudaMap *map, int depth, int32_t input, const char *name, const char *offset);
-/* The same kernel with dimensions that follow each other in the memory of all operands alike made one. For kernels whose
- * operands broadcast to the output element by element. */
+/* The same kernel with dimensions that follow each other in the memory of all operands alike made one. For kernels
+ * whose operands broadcast to the output element by element. */
 PlanKernel cuda_merge_dims(CudaEmit *emit, const PlanKernel *kernel);
 /* Loads what stands at `index` (dimensions of the output, to which `tensor` broadcasts, in any layout) of input
  * `input`, seen as `tensor`, into the new variable or array `name`; returns what to write for it in a loop over the

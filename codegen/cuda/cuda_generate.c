@@ -14,14 +14,16 @@ typedef bool (*Generate)(CudaEmit *emit, const PlanKernel *kernel);
 
 static const Generate generators[OP_COUNT] = {
 #define OP(ENUM, name, inputs_min, inputs_max, attributes, layouts, parameters) [OP_##ENUM] = cuda_##name,
-#define UNARY(ENUM, name, attributes)                                           [OP_##ENUM] = cuda_elementwise, [OP_##ENUM##_GRAD] = cuda_elementwise,
-#define BINARY(ENUM, name, attributes)                                          [OP_##ENUM] = cuda_elementwise,
+#define ELEMENTWISE(ENUM)                                                       [OP_##ENUM] = cuda_elementwise,
+#define UNARY(ENUM, name, attributes)                                           ELEMENTWISE(ENUM) ELEMENTWISE(ENUM##_GRAD)
+#define BINARY(ENUM, name, attributes)                                          ELEMENTWISE(ENUM)
 #define SOURCE(ENUM, name)
 #include "ops.def"
 #undef OP
 #undef UNARY
 #undef BINARY
 #undef SOURCE
+#undef ELEMENTWISE
 };
 
 /* --- what a kernel is --------------------------------------------------------------------------------- */

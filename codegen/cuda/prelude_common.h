@@ -1,4 +1,4 @@
-/* kiln_common.h of generated CUDA code: helpers in the common subset of C11 and C++17, over the names of kiln_prelude.h. */
+/* kiln_common.h of generated CUDA code: helpers in the common subset of C11 and C++17 over the names of kiln_prelude.h. */
 
 DEV int min_int(int a, int b) { return a < b ? a : b; }
 DEV int max_int(int a, int b) { return a > b ? a : b; }

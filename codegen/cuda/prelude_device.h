@@ -1,4 +1,4 @@
-/* kiln_prelude.h of generated CUDA code: the names that kernels use beyond the common subset of C11 and C++17, on a GPU.
+/* kiln_prelude.h of generated CUDA code: the names that kernels use beyond the common subset of C11 and C++17; on a GPU.
  * The only place with inline PTX; no header of the toolkit is included. tests/cuda_emulator/prelude_host.h has the same
  * names for a CPU.
  *

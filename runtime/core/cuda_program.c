@@ -111,8 +111,10 @@ kiln_status cuda_device_allocate(const CudaProgram *program, CuPointer *out_poin
   CuResult result = program->driver->memory_allocate(out_pointer, size > 0 ? (size_t)size : 1);
   if (result == CU_SUCCESS) return KILN_OK;
   *out_pointer = 0;
-  return cuda_message(program->driver, result, out_message, "%lld bytes of device memory for %s", (long long)size,
-                      what);
+  size_t available = 0, total = 0;
+  program->driver->memory_info(&available, &total);
+  return cuda_message(program->driver, result, out_message, "%lld bytes of device memory for %s, of which %zu are free",
+                      (long long)size, what, available);
 }
 
 void cuda_device_release(const CudaProgram *program, CuPointer *pointer) {
@@ -143,8 +145,9 @@ static kiln_status load_module(CudaProgram *program, uint32_t image, CudaMessage
     result = program->driver->module_load(&program->modules[image], ptx, 2, options, values);
   if (result == CU_SUCCESS) return KILN_OK;
   const int version = program->driver->version;
-  return cuda_message(program->driver, result, out_message, "the driver, for CUDA %d.%d, cannot load code for sm_%d%s%s",
-                      version / 1000, version % 1000 / 10, (int)program->tables->arch, log[0] != '\0' ? ": " : "", log);
+  return cuda_message(program->driver, result, out_message,
+                      "the driver, for CUDA %d.%d, cannot load code for sm_%d%s%s", version / 1000, version % 1000 / 10,
+                      (int)program->tables->arch, log[0] != '\0' ? ": " : "", log);
 }
 
 static kiln_status find_function(CudaProgram *program, const CudaRunLaunch *launch, CuFunction *out_function,

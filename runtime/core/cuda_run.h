@@ -83,8 +83,8 @@ void cuda_context_destroy(CudaContext *context);
 int64_t cuda_context_bytes(const CudaContext *context);
 
 /* Runs a batch of 1 … max_batch and waits for it. Inputs and outputs are in table order, each in memory of the host or
- * of the device (used in place when aligned to KILN_ALIGNMENT). After the context's first run, the first of a batch size, or
- * with other device addresses, records a CUDA graph; the last few are kept. */
+ * of the device (used in place when aligned to KILN_ALIGNMENT). After the context's first run, the first of a batch
+ * size, or with other device addresses, records a CUDA graph; the last few are kept. */
 kiln_status cuda_context_run(CudaContext *context, int64_t batch, const void *const *inputs, void *const *outputs,
                              CudaMessage *out_message);
 /* The same one step at a time. `observe` gets the step's output in memory of the host and the time that its kernels
