@@ -155,7 +155,8 @@ static bool profile_first_images(Tool *tool, const char *path, const kiln_execut
   for (uint32_t i = 0; i < program->input_count; i++) in[i] = inputs[i].data;
   for (uint32_t i = 0; i < program->output_count; i++) {
     const kiln_port *port = &program->outputs[i];
-    out[i] = arena_alloc_aligned(tool->arena, (size_t)(port->bytes * (port->batched ? run.batch : 1)) + 1, KILN_ALIGNMENT);
+    out[i] =
+        arena_alloc_aligned(tool->arena, (size_t)(port->bytes * (port->batched ? run.batch : 1)) + 1, KILN_ALIGNMENT);
   }
   run.inputs = in;
   run.outputs = out;
@@ -214,8 +215,8 @@ static int run_run(int argc, char **argv) {
       {"top", 0, OPTION_INT, &request.top, "K", "classes to print per image (default 5; 0: none)", 0, 1000},
       {"hook", 0, OPTION_LIST, &request.model.hooks, "VALUE",
        "also hand out a value: body:activation:store, or 'layer*:activation:stats:bins=40,range=0..10'", 0, 0},
-      {"profile", 0, OPTION_TEXT, &request.profile, "FILE", "write a run as a Chrome trace, a slice per kernel and thread",
-       0, 0},
+      {"profile", 0, OPTION_TEXT, &request.profile, "FILE",
+       "write a run as a Chrome trace, a slice per kernel and thread", 0, 0},
       {"class", 0, OPTION_INT, &request.class_number, "K", "the class whose score gradient hooks differentiate", 0,
        INT32_MAX},
       {"hooks-out", 0, OPTION_TEXT, &request.hooks_out, "FILE", "write hooked values to a safetensors file", 0, 0},

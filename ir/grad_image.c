@@ -58,8 +58,7 @@ bool grad_grid_sample(GradContext *context, Node *node, Node *gradient, Node **o
   Node *x = node->inputs[0], *theta = node->inputs[1];
   const Attrs attrs = with_size(node);
   if (gradient_needed(context, node, 0))
-    out_gradients[0] =
-        gradient_make(context, OP_GRID_SAMPLE_GRAD_INPUT, &attrs, (Node *const[]){gradient, theta}, 2);
+    out_gradients[0] = gradient_make(context, OP_GRID_SAMPLE_GRAD_INPUT, &attrs, (Node *const[]){gradient, theta}, 2);
   if (gradient_needed(context, node, 1))
     out_gradients[1] =
         gradient_make(context, OP_GRID_SAMPLE_GRAD_THETA, &node->attrs, (Node *const[]){x, theta, gradient}, 3);

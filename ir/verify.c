@@ -475,7 +475,8 @@ bool graph_verify(const Graph *graph, const char *pass, Diag *diag) {
     if (node->layer != LAYER_NONE && node->layer >= graph->layer_count) {
       valid = broken(&verifier, node, "layer", "the node belongs to layer %u of %zu", node->layer, graph->layer_count);
     }
-    if (!check_layout(&verifier, node) || !check_hosted(&verifier, node) || !check_storage(&verifier, node)) valid = false;
+    if (!check_layout(&verifier, node) || !check_hosted(&verifier, node) || !check_storage(&verifier, node))
+      valid = false;
   }
   if (!check_outputs(&verifier)) valid = false;
   if (!check_ports(&verifier)) valid = false;

@@ -6,8 +6,8 @@
  *   other prepared values        → scratch of the prepare phase
  *   outputs, inputs, parameters  → the caller's memory
  *
- * A hosted reduction lives from its input's kernel on. A value lives from the kernel that makes it to its last reader, both included, so no kernel's output overlaps its
- * inputs. Aliases extend the life of their owner.
+ * A value lives from the kernel that makes it to its last reader, both included, so no kernel's output overlaps its
+ * inputs. A hosted reduction is made by its input's kernel. Aliases extend the life of their owner.
  *
  * Requires: strides. Guarantees: all offsets are multiples of 64; values alive at the same time do not overlap; the
  * graph's workspace sizes are set. */

@@ -175,7 +175,8 @@ static void load_corners(CudaEmit *emit, int depth, const PlanTensor *x, const c
   const char *const index[] = {image, "c", "row", "column"};
   for (int i = 0; i < 4; i++) {
     cuda_line(emit, depth, "float corner%d = 0.0f;", i);
-    cuda_line(emit, depth, "if (top + %d.0f >= 0.0f && top + %d.0f < %lld.0f && left + %d.0f >= 0.0f && left + %d.0f < %lld.0f) {",
+    cuda_line(emit, depth,
+              "if (top + %d.0f >= 0.0f && top + %d.0f < %lld.0f && left + %d.0f >= 0.0f && left + %d.0f < %lld.0f) {",
               i >> 1, i >> 1, (long long)x->shape.dims[2], i & 1, i & 1, (long long)x->shape.dims[3]);
     cuda_line(emit, depth + 1, "const int row = (int)(top + %d.0f), column = (int)(left + %d.0f);", i >> 1, i & 1);
     cuda_line(emit, depth + 1, "corner%d = in0[%s];", i, cuda_offset(emit, x, index));
