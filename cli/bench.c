@@ -10,6 +10,7 @@
 #include "execute.h"
 #include "ports.h"
 #include "profile.h"
+#include "session/cuda_build.h"
 
 typedef struct BenchRequest {
   ModelOptions model;
@@ -121,14 +122,47 @@ static bool time_gpu_kernels(Tool *tool, BenchState *state, double *out_means) {
   return true;
 }
 
-static bool bench_kernels(Tool *tool, BenchState *state, const BenchRequest *request, uint32_t threads) {
+/* How each run step computes: products as the generator chose, everything else in f32. A library does not tell. */
+static bool step_modes(Tool *tool, const kiln_program *program, const Plan *plan, MathMode **out_modes) {
+  const uint32_t steps = program->run_step_count;
+  MathMode *modes = arena_array(tool->arena, steps + 1, MathMode);
+  CudaProductOf *products;
+  size_t count;
+  *out_modes = modes;
+  for (uint32_t s = 0; s < steps; s++) modes[s] = plan == NULL ? MATH_COUNT : MATH_FP32;
+  if (plan == NULL) return true;
+  if (!cuda_products(plan, tool->arena, tool->diag, &products, &count)) return false;
+  for (size_t i = 0; i < count; i++)
+    if (products[i].kernel >= plan->prepare_count)
+      modes[products[i].kernel - plan->prepare_count] = products[i].product.math;
+  return true;
+}
+
+static bool gpu_peaks(Tool *tool, BenchState *state, const BenchRequest *request, const Plan *plan,
+                      KernelTimes *times) {
+  CudaPeaks *peaks = arena_new(tool->arena, CudaPeaks);
+  kiln_compile_options compile;
+  MathMode *modes;
+  int32_t device = 0;
+  cuda_device_parse(request->model.device, &device);
+  if (!compile_options(tool, &request->model, &compile) || !step_modes(tool, state->program, plan, &modes) ||
+      !cuda_peaks_measure(device, compile.cache_dir, tool->arena, tool->diag, peaks))
+    return false;
+  times->gpu = peaks;
+  times->modes = modes;
+  return true;
+}
+
+static bool bench_kernels(Tool *tool, BenchState *state, const BenchRequest *request, const Plan *plan,
+                          uint32_t threads) {
   enum { ROUNDS = 21 };
   double *seconds = arena_array(tool->arena, (size_t)state->program->run_step_count + 1, double);
   const bool gpu = state->context->cuda != NULL;
   if (gpu ? !time_gpu_kernels(tool, state, seconds) : !time_kernels(tool, state, ROUNDS, seconds)) return false;
   Peaks peaks;
-  if (!gpu && !peaks_measure(threads, tool->diag, &peaks)) return false;
-  const KernelTimes times = {state->program, state->batch, seconds, gpu ? NULL : &peaks};
+  KernelTimes times = {.program = state->program, .batch = state->batch, .seconds = seconds};
+  if (gpu ? !gpu_peaks(tool, state, request, plan, &times) : !peaks_measure(threads, tool->diag, &peaks)) return false;
+  if (!gpu) times.peaks = &peaks;
   if (request->kernels) kernel_times_print(tool, &times, request->csv);
   return request->roofline == NULL || kernel_times_plot(tool, &times, request->roofline);
 }
@@ -258,10 +292,10 @@ static int bench_body(Tool *tool, void *context) {
   }
   int code = measure(tool, request, &state, threads, build_seconds);
   if (code == EXIT_OK && (request->kernels || request->roofline != NULL) &&
-      !bench_kernels(tool, &state, request, threads))
+      !bench_kernels(tool, &state, request, plan, threads))
     code = EXIT_FAILED;
   if (code == EXIT_OK && request->variants &&
-      !bench_variants(tool, graph, plan, &request->model, state.batch, state.inputs, state.outputs))
+      !bench_variants(tool, graph, &request->model))
     code = EXIT_FAILED;
   const ProfileRun profiled = {executable, threads, state.batch, state.inputs, state.outputs};
   if (code == EXIT_OK && request->profile != NULL && !profile_write(tool, &profiled, request->profile))
@@ -302,14 +336,14 @@ static int bench_run(int argc, char **argv) {
       {"run-batch", 0, OPTION_INT, &request.run_batch, "N", "batch to run (default: the largest compiled for)", 1,
        65536},
       {"kernels", 0, OPTION_FLAG, &request.kernels, NULL,
-       "also a table of the kernels: time, rates, and share of what the processor can do", 0, 0},
-      {"variants", 0, OPTION_FLAG, &request.variants, NULL, "on a GPU: other tiles and splits of every matrix product",
+       "also a table of the kernels: time, rates, and share of what the processor or GPU can do", 0, 0},
+      {"variants", 0, OPTION_FLAG, &request.variants, NULL, "also every way to compute each kernel, and what the best would take",
        0, 0},
       {"json", 0, OPTION_FLAG, &request.json, NULL, "print JSON", 0, 0},
       {"csv", 0, OPTION_FLAG, &request.csv, NULL, "print comma-separated values; with --kernels those of the kernels",
        0, 0},
       {"roofline", 0, OPTION_TEXT, &request.roofline, "FILE",
-       "plot the kernels under the processor's measured peaks, PNG or SVG", 0, 0},
+       "plot the kernels under the measured peaks of the processor or GPU, PNG or SVG", 0, 0},
       {"profile", 0, OPTION_TEXT, &request.profile, "FILE",
        "write a run as a Chrome trace, a slice per kernel and thread", 0, 0},
       {"serve", 0, OPTION_FLAG, &request.serve, NULL,
@@ -341,5 +375,5 @@ const Verb verb_bench = {
     "  kiln bench libresnet34.so --seconds 5 --json\n"
     "  kiln bench examples/resnet34.json --kernels --csv --roofline roofline.svg\n"
     "  kiln bench examples/simple_cnn10_bn.json --train --batch 64\n"
-    "  kiln bench examples/resnet50.json --device cuda --math bf16 --batch 16 --kernels",
+    "  kiln bench examples/resnet50.json --device cuda --math bf16 --batch 16 --kernels --roofline roofline.svg",
     bench_run};

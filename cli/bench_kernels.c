@@ -18,6 +18,10 @@ typedef struct KernelRates {
   double roof;         /* of them; 0: not known */
 } KernelRates;
 
+static double gpu_read_rate(const CudaPeaks *peaks, double bytes) {
+  return peaks->l2 > 0 && bytes <= (double)peaks->l2_bytes ? peaks->l2 : peaks->memory;
+}
+
 static KernelRates rates_of(const KernelTimes *times, size_t number) {
   const kiln_step *step = &times->program->run_steps[number];
   const double seconds = times->seconds[number];
@@ -25,8 +29,10 @@ static KernelRates rates_of(const KernelTimes *times, size_t number) {
                        .bytes = step->bytes + (double)times->batch * step->bytes_per_batch};
   rates.intensity = rates.bytes > 0 ? rates.flops / rates.bytes : 0;
   rates.per_second = seconds > 0 ? rates.flops / seconds : 0;
-  if (times->peaks != NULL)
+  if (times->gpu == NULL)
     rates.roof = fmin(times->peaks->flops, rates.intensity * peaks_rate(times->peaks, rates.bytes));
+  else if (times->modes[number] != MATH_COUNT)
+    rates.roof = fmin(times->gpu->math[times->modes[number]], rates.intensity * gpu_read_rate(times->gpu, rates.bytes));
   return rates;
 }
 
@@ -76,33 +82,43 @@ static void print_peaks(const Peaks *peaks) {
   printf("   memory %.1f GB/s\n", 1e-9 * peaks->memory);
 }
 
+static void print_gpu_peaks(const CudaPeaks *peaks) {
+  printf("peaks of %s: f32 %.1f GFLOP/s", peaks->name, 1e-9 * peaks->fma);
+  for (int mode = MATH_FP32 + 1; mode < MATH_COUNT; mode++)
+    if (peaks->math[mode] > 0) printf("   %s %.1f", math_mode_name((MathMode)mode), 1e-9 * peaks->math[mode]);
+  if (peaks->l2 > 0) printf("   L2 %.1f GB/s", 1e-9 * peaks->l2);
+  printf("   memory %.1f GB/s\n", 1e-9 * peaks->memory);
+}
+
 void kernel_times_print(Tool *tool, const KernelTimes *times, bool csv) {
   enum { COLUMNS = 8 };
   if (csv) {
     print_csv(times);
     return;
   }
-  const size_t steps = times->program->run_step_count, columns = times->peaks != NULL ? COLUMNS : COLUMNS - 2;
+  const size_t steps = times->program->run_step_count;
   const double total = total_seconds(times);
   const char **cells = arena_array(tool->arena, (steps + 1) * COLUMNS, const char *);
   const char *const head[COLUMNS] = {"value", "kernel", "us", "share", "GFLOP/s", "GB/s", "FLOP/B", "of roof"};
-  memcpy(cells, head, columns * sizeof *cells);
+  memcpy(cells, head, sizeof head);
   for (size_t s = 0; s < steps; s++) {
     const KernelRates rates = rates_of(times, s);
     const double seconds = times->seconds[s];
-    const char **row = &cells[(s + 1) * columns];
+    const char **row = &cells[(s + 1) * COLUMNS];
     row[0] = times->program->run_steps[s].name;
     row[1] = times->program->run_steps[s].kind;
     row[2] = arena_format(tool->arena, "%.1f", 1e6 * seconds);
     row[3] = arena_format(tool->arena, "%.1f %%", total > 0 ? 100 * seconds / total : 0);
     row[4] = arena_format(tool->arena, "%.1f", 1e-9 * rates.per_second);
     row[5] = arena_format(tool->arena, "%.1f", seconds > 0 ? 1e-9 * rates.bytes / seconds : 0);
-    if (times->peaks == NULL) continue;
     row[6] = arena_format(tool->arena, "%.2f", rates.intensity);
     row[7] = rates.roof > 0 ? arena_format(tool->arena, "%.0f %%", 100 * rates.per_second / rates.roof) : "-";
   }
-  if (times->peaks != NULL) print_peaks(times->peaks);
-  table_print(stdout, tool->arena, cells, steps + 1, columns, "<<>>>>>>");
+  if (times->gpu != NULL)
+    print_gpu_peaks(times->gpu);
+  else
+    print_peaks(times->peaks);
+  table_print(stdout, tool->arena, cells, steps + 1, COLUMNS, "<<>>>>>>");
 }
 
 /* --- plot -------------------------------------------------------------------------------------------- */
@@ -115,6 +131,14 @@ static PlotSeries roof_series(Tool *tool, const char *level, double rate, double
   for (int i = 0; i < POINTS; i++) y[i] = 1e-9 * fmin(peak, rate * x[i]);
   const char *label = arena_format(tool->arena, "%s %.0f GB/s", level, 1e-9 * rate);
   return (PlotSeries){label, PLOT_LINE, x, y, POINTS};
+}
+
+/* Of the fastest mode that a kernel computes in. */
+static double gpu_peak(const KernelTimes *times) {
+  double peak = times->gpu->fma;
+  for (size_t s = 0; s < times->program->run_step_count; s++)
+    if (times->modes[s] != MATH_COUNT) peak = fmax(peak, times->gpu->math[times->modes[s]]);
+  return peak;
 }
 
 static PlotSeries kernel_series(Tool *tool, const KernelTimes *times, const char *label, bool winograd) {
@@ -131,31 +155,51 @@ static PlotSeries kernel_series(Tool *tool, const KernelTimes *times, const char
   return (PlotSeries){label, PLOT_POINTS, x, y, count};
 }
 
+/* Each level of memory under the highest peak that counts. */
+static size_t roofs(Tool *tool, const KernelTimes *times, double low, double high, PlotSeries *series) {
+  size_t lines = 0;
+  if (times->gpu != NULL) {
+    const double peak = gpu_peak(times);
+    if (times->gpu->l2 > 0) series[lines++] = roof_series(tool, "L2", times->gpu->l2, peak, low, high);
+    series[lines++] = roof_series(tool, "memory", times->gpu->memory, peak, low, high);
+    return lines;
+  }
+  const Peaks *peaks = times->peaks;
+  const struct {
+    const char *name;
+    double rate;
+  } levels[] = {{"L2", peaks->l2}, {"L3", peaks->l3}, {"memory", peaks->memory}};
+  for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
+    if (levels[i].rate > 0)
+      series[lines++] = roof_series(tool, levels[i].name, levels[i].rate, peaks->flops, low, high);
+  return lines;
+}
+
+static const char *plot_title(Tool *tool, const KernelTimes *times) {
+  const char *name = times->program->name;
+  const long long batch = (long long)times->batch;
+  if (times->gpu != NULL)
+    return arena_format(tool->arena, "%s, batch %lld, %s, peak %.0f GFLOP/s", name, batch, times->gpu->name,
+                        1e-9 * gpu_peak(times));
+  const Peaks *peaks = times->peaks;
+  return arena_format(tool->arena, "%s, batch %lld, %u thread%s, peak %.0f GFLOP/s", name, batch, peaks->threads,
+                      peaks->threads == 1 ? "" : "s", 1e-9 * peaks->flops);
+}
+
 bool kernel_times_plot(Tool *tool, const KernelTimes *times, const char *path) {
   enum { SERIES_MAX = 5 };
-  const Peaks *peaks = times->peaks;
   double low = 0.1, high = 100;
   for (size_t s = 0; s < times->program->run_step_count; s++) {
     const KernelRates rates = rates_of(times, s);
     if (rates.intensity > 0) low = fmin(low, rates.intensity), high = fmax(high, rates.intensity);
   }
-  const struct {
-    const char *name;
-    double rate;
-  } levels[] = {{"L2", peaks->l2}, {"L3", peaks->l3}, {"memory", peaks->memory}};
   PlotSeries series[SERIES_MAX];
-  size_t lines = 0;
-  for (size_t i = 0; i < sizeof levels / sizeof *levels; i++)
-    if (levels[i].rate > 0)
-      series[lines++] = roof_series(tool, levels[i].name, levels[i].rate, peaks->flops, low, high);
+  size_t lines = roofs(tool, times, low, high, series);
   series[lines++] = kernel_series(tool, times, "kernels", false);
   series[lines] = kernel_series(tool, times, "Winograd, counted as direct", true);
   if (series[lines].count > 0) lines++;
-  const char *title =
-      arena_format(tool->arena, "%s, batch %lld, %u thread%s, peak %.0f GFLOP/s", times->program->name,
-                   (long long)times->batch, peaks->threads, peaks->threads == 1 ? "" : "s", 1e-9 * peaks->flops);
   PlotPanel panel = {.kind = PANEL_CHART,
-                     .title = title,
+                     .title = plot_title(tool, times),
                      .x = {.label = "FLOP per byte", .logarithmic = true},
                      .y = {.label = "GFLOP/s", .logarithmic = true},
                      .series = series,

@@ -4,12 +4,15 @@
 
 #include "common.h"
 #include "session/peaks.h"
+#include "session/peaks_cuda.h"
 
 typedef struct KernelTimes {
   const kiln_program *program;
   int64_t batch;
   const double *seconds; /* of each run step */
-  const Peaks *peaks;    /* NULL: not known, as for a GPU */
+  const Peaks *peaks;    /* of the processor, or: */
+  const CudaPeaks *gpu;  /* of the GPU; else NULL */
+  const MathMode *modes; /* of each run step, with `gpu`; MATH_COUNT: not known, so that its roof is not either */
 } KernelTimes;
 
 /* A table on standard output, or comma-separated values. */

@@ -1,12 +1,11 @@
-/* kiln bench --variants: other tiles and splits of a GPU's matrix products. */
+/* kiln bench --variants: the other ways to compute a model's kernels. */
 #ifndef KILN_CLI_BENCH_VARIANTS_H
 #define KILN_CLI_BENCH_VARIANTS_H
 
-#include "execute.h"
+#include "common.h"
 
-/* Compiles the plan once for every tile and some numbers of splits, times each kernel of each, and prints for every
- * kernel what the model's choice takes and what the best one does. */
-bool bench_variants(Tool *tool, const Graph *graph, const Plan *plan, const ModelOptions *options, int64_t batch,
-                    const void *const *inputs, void *const *outputs);
+/* Measures every candidate of every kernel, as `kiln tune` does, and prints them with the one that is taken and how far
+ * the whole is from the best. `graph` is as described, with values of all parameters. */
+bool bench_variants(Tool *tool, const Graph *graph, const ModelOptions *options);
 
 #endif

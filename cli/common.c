@@ -233,6 +233,26 @@ static const char *cache_folder(Arena *arena) {
   return home != NULL && home[0] == '/' ? arena_format(arena, "%s/.cache/kiln", home) : NULL;
 }
 
+const char *tuning_default(Arena *arena) {
+  const char *folder = cache_folder(arena);
+  return folder != NULL ? arena_format(arena, "%s/tuning.jsonl", folder) : NULL;
+}
+
+static bool tuning_options(Tool *tool, const ModelOptions *options, kiln_compile_options *result) {
+  result->tuning = options->tuning;
+  result->locked = options->locked;
+  if (options->tuning != NULL && strcmp(options->tuning, "default") == 0) result->tuning = tuning_default(tool->arena);
+  if (options->tuning != NULL && result->tuning == NULL) {
+    tool_usage_error(tool, "--tuning default: there is no cache folder");
+    return false;
+  }
+  if (options->locked && options->tuning == NULL) {
+    tool_usage_error(tool, "--locked needs --tuning FILE");
+    return false;
+  }
+  return true;
+}
+
 static bool device_options(Tool *tool, const ModelOptions *options, kiln_compile_options *result) {
   int32_t number;
   MathMode math;
@@ -264,7 +284,7 @@ bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_optio
   kiln_compile_options result = {.cpu = options->cpu, .triple = options->triple, .disabled_passes = options->disable};
   result.threads = (uint32_t)options->threads;
   result.cache_dir = cache_folder(tool->arena);
-  if (!device_options(tool, options, &result)) return false;
+  if (!device_options(tool, options, &result) || !tuning_options(tool, options, &result)) return false;
   if (options->precision != NULL) {
     if (strcmp(options->precision, "strict") == 0)
       result.precision = KILN_PRECISION_STRICT;

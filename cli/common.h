@@ -34,6 +34,8 @@ typedef struct ModelOptions {
   const char *batch; /* "16" or "1,16" */
   const char *precision, *device, *math, *arch, *cpu, *triple, *disable;
   int64_t threads;
+  const char *tuning;
+  bool locked;
   const char *dump, *stop_after, *dump_dir;
   bool dot, verify;
   OptionList hooks;
@@ -52,7 +54,11 @@ typedef struct ModelOptions {
       {"device", 'd', OPTION_TEXT, &(o).device, "DEVICE", "cpu (default), cuda or cuda:N, an NVIDIA GPU", 0, 0},         \
       {"math", 0, OPTION_TEXT, &(o).math, "MODE", "on GPUs: fp32, 3xtf32, tf32, bf16 or fp16", 0, 0},                    \
       {"threads", 't', OPTION_INT, &(o).threads, "T", "threads (default: 1)", 1, 64},                                    \
-      {"disable", 0, OPTION_TEXT, &(o).disable, "PASSES", "optional passes to leave out, e.g. fuse,fold_bn", 0, 0},
+      {"disable", 0, OPTION_TEXT, &(o).disable, "PASSES", "optional passes to leave out, e.g. fuse,fold_bn", 0, 0}, \
+      {"tuning", 0, OPTION_TEXT, &(o).tuning, "FILE",                                                                    \
+       "times of kernels from kiln tune, which decide how they are computed; default: the one in the cache folder", 0,   \
+       0},                                                                                                               \
+      {"locked", 0, OPTION_FLAG, &(o).locked, NULL, "with --tuning: a kernel without times is an error", 0, 0},
 #define DUMP_OPTIONS(o)                                                                                        \
   {"dump", 0, OPTION_TEXT, &(o).dump, "WHEN", "print the IR, e.g. before:fuse,after:all", 0, 0},               \
       {"dump-dir", 0, OPTION_TEXT, &(o).dump_dir, "DIR", "write dumps to files NN-stage-pass.ir there", 0, 0}, \
@@ -65,6 +71,8 @@ bool model_open(Tool *tool, const char *path, const ModelOptions *options, Graph
 /* Fills compile options: batch maximum, precision, threads, cache. Checks --device. Compiled kernels are kept in
  * $KILN_CACHE_DIR, else $XDG_CACHE_HOME/kiln, else $HOME/.cache/kiln, unless KILN_CACHE is "off". */
 bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_options *out_options);
+/* Where `kiln tune` keeps times when it is not told: in the cache folder; NULL when there is none. */
+const char *tuning_default(Arena *arena);
 /* Plan with the dump options; *out_plan is NULL after --stop-after (the IR has been printed). */
 bool model_plan(Tool *tool, const Graph *graph, const ModelOptions *options, const kiln_compile_options *compile,
                 Graph **out_graph, Plan **out_plan);
@@ -86,6 +94,7 @@ void table_print(FILE *stream, Arena *arena, const char *const *cells, size_t ro
 
 /* Verbs. */
 extern const Verb verb_augment, verb_bench, verb_check, verb_compile, verb_devices, verb_explain, verb_grad, verb_heatmap, verb_init,
-    verb_inspect, verb_lr_find, verb_ops, verb_run, verb_stats, verb_summary, verb_train, verb_verify;
+    verb_inspect, verb_lr_find, verb_ops, verb_run, verb_stats, verb_summary, verb_train, verb_tune,
+    verb_verify;
 
 #endif

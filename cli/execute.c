@@ -35,9 +35,10 @@ bool executable_from_graph(Tool *tool, Graph *graph, const ModelOptions *options
 static bool library_executable(Tool *tool, const char *path, const ModelOptions *options,
                                kiln_executable **out_executable) {
   kiln_error error;
-  if (options->shapes.count > 0 || options->hooks.count > 0 || options->cpu != NULL || options->disable != NULL) {
+  if (options->shapes.count > 0 || options->hooks.count > 0 || options->cpu != NULL || options->disable != NULL ||
+      options->tuning != NULL) {
     diag_error(tool->diag, (Location){path, 0, 0},
-               "is compiled already: --shape, --hook, --cpu and --disable need a description");
+               "is compiled already: --shape, --hook, --cpu, --disable and --tuning need a description");
     return false;
   }
   if (kiln_open_library(NULL, path, options->weights, out_executable, &error) != KILN_OK) {

@@ -8,7 +8,7 @@
 
 static const Verb *const verbs[] = {&verb_check,  &verb_summary, &verb_init,  &verb_run,  &verb_compile,
                                     &verb_verify, &verb_explain, &verb_bench, &verb_grad, &verb_heatmap,
-                                    &verb_stats,  &verb_train,   &verb_lr_find, &verb_augment,
+                                    &verb_stats,  &verb_train,   &verb_lr_find, &verb_augment, &verb_tune,
                                     &verb_inspect, &verb_ops,    &verb_devices};
 enum { VERB_COUNT = sizeof verbs / sizeof verbs[0] };
 

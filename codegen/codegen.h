@@ -46,6 +46,26 @@ bool cpu_print(const Plan *plan, const CpuOptions *options, bool assembly, Arena
 /* A C identifier from a model name: letters, digits and '_'; a leading digit gets '_' before it. */
 const char *symbol_from_name(const char *name, Arena *arena);
 
+/* --- GPUs -------------------------------------------------------------------------------------------- */
+/* How the CUDA generator computes a convolution, one of its gradients or a matrix product. */
+typedef struct CudaProduct {
+  MathMode math;                  /* MATH_FP32 where the device has no other */
+  int32_t tile_m, tile_n, tile_k; /* of a block; k: between two barriers. tile_m 0: no tiles, a thread for a result */
+  int32_t stages;                 /* of shared memory */
+  int32_t splits;                 /* blocks that share the sum of a tile */
+  int32_t threads;                /* of a block */
+  int64_t blocks;                 /* at the largest batch */
+} CudaProduct;
+
+typedef struct CudaProductOf {
+  uint32_t kernel;      /* index in the plan; a kernel may have several */
+  const char *function; /* of the text; NULL without tiles */
+  CudaProduct product;
+} CudaProductOf;
+
+/* What the generator chose for a plan for a GPU, in the order of the kernels. False after a report. */
+bool cuda_products(const Plan *plan, Arena *arena, Diag *diag, CudaProductOf **out_products, size_t *out_count);
+
 /* --- ahead of time ----------------------------------------------------------------------------------- */
 /* A relocatable ELF object with one read-only hidden symbol (NAME_embedded_weights), aligned to 64. */
 bool elf_blob(const Target *target, const char *symbol, const void *data, size_t size, Arena *arena, Diag *diag, Code *out_object);

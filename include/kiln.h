@@ -169,6 +169,11 @@ typedef struct kiln_compile_options {
   const char *device;
   const char *cuda_arch; /* "sm_90": libraries for GPUs only; NULL: that of the device */
   kiln_math math;        /* GPUs only */
+  /* A file of measured times that `kiln tune` has written: kernels are computed in the way that was fastest. Times of
+   * another version of Kiln or another machine are left out of account, with a warning. With `locked` other than 0,
+   * kernels that the file has no times of are errors; the same file then gives the same program. NULL: none. */
+  const char *tuning;
+  int locked;
 } kiln_compile_options;
 
 /* Compiles into memory and prepares the weights. All parameters must have values. The executable is independent of

@@ -14,6 +14,7 @@
 #include "ops.h"
 #include "tensor.h"
 #include "train.h"
+#include "tuning.h"
 
 typedef struct Node Node;
 
@@ -86,6 +87,7 @@ struct Node {
   bool filled;     /* its inputs, all placed in it, write all of it: no kernel */
   bool hosted;     /* computed by the kernel of inputs[0], as that makes its value (set by `ride`) */
   KernelChoice choice;
+  const KernelOffers *offers; /* what `select` chose among; NULL: there was one way only */
   Decision *decisions;
 
   uint32_t layer; /* index into graph->layers, or LAYER_NONE for nodes made by passes */

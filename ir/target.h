@@ -26,6 +26,7 @@ typedef struct Target {
   int32_t arch;            /* compute capability: 10 * major + minor */
   int32_t multiprocessors;
   int64_t shared_bytes;    /* most shared memory of a block */
+  int32_t product_tiles[MATH_COUNT]; /* tiles that matrix products may ask for by number, from 1 */
 } Target;
 
 #endif

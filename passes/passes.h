@@ -16,6 +16,7 @@ typedef struct PassOptions {
   bool training;      /* keep training-mode behaviour; inference otherwise */
   const char *disabled; /* comma-separated names of optional passes to skip: "fuse,fold_bn"; or NULL */
   Arena *scratch;     /* reset before every pass */
+  const Tuning *tuning; /* measured times, or NULL */
 } PassOptions;
 
 /* One line per pass, in order: PASS(name, optional). Optional ones may be disabled without changing results. */

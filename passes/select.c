@@ -7,9 +7,11 @@
  * that one image makes enough items for many threads. Channels are split where a panel of filters is too
  * large a part of the second-level cache, which also holds the input and the filters that are fetched ahead.
  *
+ * Where the options hold measured times of a kernel, the fastest of its candidates is taken instead: see candidates.h.
+ *
  * Requires: layout. Guarantees: `choice` of conv2d and linear. */
 #include "base/checked.h"
-#include "passes.h"
+#include "candidates.h"
 #include "rewrite.h"
 #include "select_winograd.h"
 
@@ -63,6 +65,46 @@ static void select_direct(Graph *graph, Node *node, const PassOptions *options) 
       NULL, "The tile fills the vector registers.");
 }
 
+static int64_t tile_rows_of(const Node *node, int32_t pixels) {
+  const int64_t rows = pixels / node->shape.dims[3];
+  return rows < 1 ? 1 : rows > node->shape.dims[2] ? node->shape.dims[2] : rows;
+}
+
+static void add_direct(CandidateList *list, Arena *arena, const Node *node, KernelChoice choice) {
+  const int64_t height = node->shape.dims[2], tile_rows = tile_rows_of(node, choice.tile_pixels);
+  int64_t rows = round_up(choice.row_chunk, tile_rows);
+  if (rows > round_up(height, tile_rows)) rows = round_up(height, tile_rows);
+  choice.row_chunk = (int32_t)rows;
+  candidates_add(list,
+                 arena_format(arena, "direct, tile of %d pixels, %d rows an item, %d channels at a time",
+                              (int)choice.tile_pixels, (int)choice.row_chunk, (int)choice.channel_chunk),
+                 choice, -1);
+}
+
+/* Around the model's choice: other items, other parts of the channels, and a tile that divides a row evenly. */
+void candidates_direct(CandidateList *list, Graph *graph, const Node *node) {
+  const KernelChoice model = node->choice;
+  const int64_t channels = node->inputs[1]->shape.dims[1], width = node->shape.dims[3];
+  const int64_t half = round_up(ceil_div(model.channel_chunk, 2), node->layout.block);
+  if (node->shape.dims[2] < 1 || width < 1 || node->shape.dims[2] > INT32_MAX / 2) return;
+  KernelChoice other = model;
+  add_direct(list, graph->arena, node, model);
+  other.row_chunk = model.row_chunk > 1 ? model.row_chunk / 2 : 1;
+  add_direct(list, graph->arena, node, other);
+  other.row_chunk = 2 * model.row_chunk;
+  add_direct(list, graph->arena, node, other);
+  other = model;
+  other.channel_chunk = (int32_t)channels;
+  if (channels <= INT32_MAX) add_direct(list, graph->arena, node, other);
+  other.channel_chunk = (int32_t)half;
+  if (half < channels) add_direct(list, graph->arena, node, other);
+  other = model;
+  other.tile_pixels = (int32_t)ceil_div(width, ceil_div(width, model.tile_pixels));
+  if (width > model.tile_pixels) add_direct(list, graph->arena, node, other);
+  other.tile_pixels = model.tile_pixels > 2 ? model.tile_pixels - 2 : 1;
+  add_direct(list, graph->arena, node, other);
+}
+
 static void select_conv2d(Graph *graph, Node *node, const PassOptions *options) {
   const Node *input = node->inputs[0];
   if (node->layout.kind == LAYOUT_BATCH_BLOCK) return;
@@ -79,9 +121,28 @@ static void select_conv2d(Graph *graph, Node *node, const PassOptions *options) 
   }
 }
 
-static void select_linear(Graph *graph, Node *node, const PassOptions *options) {
+static void add_packed(CandidateList *list, Arena *arena, KernelChoice choice, int32_t pixels) {
+  choice.tile_pixels = pixels < 1 ? 1 : pixels;
+  candidates_add(list, arena_format(arena, "packed, tile of %d rows", (int)choice.tile_pixels), choice, -1);
+}
+
+/* Tiles of fewer rows where there are as many. */
+static bool tune_linear(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
+  const int32_t most = node->choice.tile_pixels;
+  const int64_t rows = largest_batch(graph, node);
+  CandidateList list = {.count = 0};
+  size_t taken;
+  add_packed(&list, graph->arena, node->choice, most);
+  if (rows > 1) add_packed(&list, graph->arena, node->choice, most / 2);
+  if (rows > 1) add_packed(&list, graph->arena, node->choice, most - 1);
+  if (!candidates_take(graph, node, &list, options, diag, &taken)) return false;
+  node->choice = list.items[taken].choice;
+  return true;
+}
+
+static bool select_linear(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
   enum { UNIT_VECTORS = 4 }; /* vectors of features of an item, see codegen */
-  if (node->layout.kind == LAYOUT_BATCH_BLOCK) return;
+  if (node->layout.kind == LAYOUT_BATCH_BLOCK) return true;
   int32_t lanes = options->target && options->target->vector_lanes > 0 ? options->target->vector_lanes : 1;
   int32_t blocks = node->inputs[1]->layout.kind == LAYOUT_MATRIX_BLOCK ? node->inputs[1]->layout.block / lanes : 1;
   node->choice = (KernelChoice){.algorithm = ALGORITHM_PACKED, .tile_blocks = blocks < 1 ? 1 : blocks};
@@ -89,6 +150,7 @@ static void select_linear(Graph *graph, Node *node, const PassOptions *options) 
   node_decide(graph, node, "select",
               arena_format(graph->arena, "packed, tile of %d rows", (int)node->choice.tile_pixels), NULL,
               "The tile fills the vector registers.");
+  return tune_linear(graph, node, options, diag);
 }
 
 static bool is_product(OpCode op) {
@@ -96,9 +158,31 @@ static bool is_product(OpCode op) {
          op == OP_LINEAR_GRAD_WEIGHT || op == OP_MATMUL;
 }
 
+/* The code generator's model chooses tile and splits unless it is asked for one of them. */
+static bool tune_product(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
+  static const int32_t splits[] = {1, 2, 4, 8};
+  const KernelChoice model = node->choice;
+  CandidateList list = {.count = 0};
+  size_t taken;
+  candidates_add(&list, "as modelled", model, -1);
+  for (int32_t tile = 1; tile <= options->target->product_tiles[model.math]; tile++) {
+    KernelChoice choice = model;
+    choice.tile_pixels = tile;
+    candidates_add(&list, arena_format(graph->arena, "tile %d", (int)tile), choice, -1);
+  }
+  for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
+    KernelChoice choice = model;
+    choice.row_chunk = splits[i];
+    candidates_add(&list, arena_format(graph->arena, "splits %d", (int)splits[i]), choice, -1);
+  }
+  if (!candidates_take(graph, node, &list, options, diag, &taken)) return false;
+  node->choice = list.items[taken].choice;
+  return true;
+}
+
 /* Targets with channels last compute all products in one way, whose tiles their code generator chooses; what has to be
  * settled is the arithmetic. What weights are prepared with is exact. */
-static void select_math(Graph *graph, const PassOptions *options) {
+static bool select_math(Graph *graph, const PassOptions *options, Diag *diag) {
   const bool *prepared = mark_prepare_phase(graph, options->scratch);
   const MathMode wanted = options->precision == PRECISION_STRICT ? MATH_FP32 : options->target->math;
   for (size_t i = 0; i < graph->node_count; i++) {
@@ -107,18 +191,17 @@ static void select_math(Graph *graph, const PassOptions *options) {
     node->choice = (KernelChoice){.math = prepared[node->id] ? MATH_FP32 : wanted};
     node_decide(graph, node, "select", arena_format(graph->arena, "products in %s", math_mode_name(node->choice.math)),
                 NULL, "As asked for.");
+    if (!prepared[node->id] && !tune_product(graph, node, options, diag)) return false;
   }
+  return true;
 }
 
 bool pass_select(Graph *graph, const PassOptions *options, Diag *diag) {
-  if (options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST) {
-    select_math(graph, options);
-    return true;
-  }
+  if (options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST) return select_math(graph, options, diag);
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
     if (node->op == OP_CONV2D) select_conv2d(graph, node, options);
-    if (node->op == OP_LINEAR) select_linear(graph, node, options);
+    if (node->op == OP_LINEAR && !select_linear(graph, node, options, diag)) return false;
   }
   return select_winograd(graph, options, diag);
 }

@@ -20,6 +20,7 @@
 #include <math.h>
 
 #include "base/checked.h"
+#include "candidates.h"
 #include "rewrite.h"
 #include "winograd.h"
 
@@ -262,29 +263,75 @@ static void state_init(WinogradState *state, Graph *graph, const PassOptions *op
   rewrite_init(&state->rewrite, graph, options->scratch, diag);
 }
 
-static int64_t largest_batch(const Graph *graph, const Node *node) {
-  return node->shape.dims[0] > 0 ? node->shape.dims[0] : graph->max_batch > 1 ? graph->max_batch : 1;
+/* F(2×2,3×3) and F(4×4,3×3), each with the input's transform in the kernel, in a step of its own, and there with
+ * filters that the kernel transforms; see winograd_plans. */
+enum { PLAN_COUNT = 6 };
+
+static void winograd_plans(const Node *node, const Machine *machine, int64_t batch, WinogradPlan *out_plans) {
+  for (int p = 0; p < PLAN_COUNT; p++) {
+    const WinogradPlan planned = plan_winograd(node, p & 1 ? 4 : 2, machine, batch);
+    out_plans[p] = planned;
+    if (p >= 4)
+      out_plans[p] = plan_transforming(node, planned, machine, batch);
+    else
+      out_plans[p].split = p >= 2;
+    if (p < 4 && out_plans[p].split != planned.split) out_plans[p].cost = INFINITY; /* measuring may find otherwise */
+  }
+}
+
+static const char *plan_name(Arena *arena, const WinogradPlan *plan) {
+  const char *name = arena_format(arena, "F(%dx%d,3x3), blocks of %d tiles by %d vectors, %d tiles a pass%s",
+                                  (int)plan->outputs, (int)plan->outputs, (int)plan->block_tiles,
+                                  (int)plan->panel_vectors, (int)plan->group_tiles, plan->split ? ", input apart" : "");
+  return plan->transforms
+             ? arena_format(arena, "%s, filters in the kernel, %d channels", name, (int)plan->channel_chunk)
+             : name;
+}
+
+/* The best plan by cost, or -1 when direct convolution is to stay; what was decided is noted. */
+static int prefer_winograd(WinogradState *state, Node *node, const WinogradPlan *plans, int64_t batch) {
+  int best = 0;
+  for (int p = 1; p < PLAN_COUNT; p++)
+    if (plans[p].cost < plans[best].cost) best = p;
+  const double direct = direct_cost(node, &state->machine, batch);
+  const bool chosen = plans[best].cost < least_gain * direct;
+  decide(state->rewrite.graph, node, &plans[best], direct, chosen);
+  return chosen ? best : -1;
+}
+
+/* One convolution: what can be done, what the model would do, what was measured. */
+static bool select_node(WinogradState *state, Node *node, const PassOptions *options, Diag *diag) {
+  Graph *graph = state->rewrite.graph;
+  CandidateList list = {.count = 0};
+  WinogradPlan plans[PLAN_COUNT];
+  size_t taken;
+  candidates_direct(&list, graph, node);
+  if (options->precision != PRECISION_STRICT && takes_winograd(node, &state->machine, state->prepared)) {
+    const int64_t batch = largest_batch(graph, node);
+    winograd_plans(node, &state->machine, batch, plans);
+    const int preferred = prefer_winograd(state, node, plans, batch);
+    for (int p = 0; p < PLAN_COUNT; p++) {
+      if (plans[p].transforms && isinf(plans[p].cost)) continue; /* the kernel cannot */
+      candidates_add(&list, plan_name(graph->arena, &plans[p]), node->choice, p);
+      if (p == preferred) candidates_prefer(&list, list.count - 1);
+    }
+  }
+  if (list.count == 0) return true;
+  if (!candidates_take(graph, node, &list, options, diag, &taken)) return false;
+  const Candidate *candidate = &list.items[taken];
+  node->choice = candidate->choice;
+  return candidate->plan < 0 ||
+         apply(&state->rewrite, node, &plans[candidate->plan], state->uses[node->inputs[1]->id] > 1);
 }
 
 bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag) {
-  if (options->precision == PRECISION_STRICT) return true;
   WinogradState state;
   state_init(&state, graph, options, diag);
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
-    if (takes_winograd(node, &state.machine, state.prepared)) {
-      int64_t batch = largest_batch(graph, node);
-      WinogradPlan plans[4], *plan = &plans[0];
-      for (int p = 0; p < 4; p++) {
-        plans[p] = plan_winograd(node, p & 1 ? 4 : 2, &state.machine, batch);
-        if (p & 2) plans[p] = plan_transforming(node, plans[p], &state.machine, batch);
-        if (plans[p].cost < plan->cost) plan = &plans[p];
-      }
-      double direct = direct_cost(node, &state.machine, batch);
-      bool chosen = plan->cost < least_gain * direct;
-      decide(graph, node, plan, direct, chosen);
-      if (chosen && !apply(&state.rewrite, node, plan, state.uses[node->inputs[1]->id] > 1)) return false;
-    }
+    if (node->op == OP_CONV2D && node->choice.algorithm == ALGORITHM_DIRECT &&
+        !select_node(&state, node, options, diag))
+      return false;
     rewrite_append(&state.rewrite, node);
   }
   rewrite_finish(&state.rewrite);

@@ -5,7 +5,7 @@
 #include "passes.h"
 
 /* Requires a choice of every convolution; changes it, and the layouts of its filters and its input, where Winograd's
- * algorithm costs less and the precision allows its error. */
+ * algorithm costs less and the precision allows its error, or where another candidate was measured to be faster. */
 bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag);
 
 /* TRANSFORMING: split, with filters that the kernel transforms, half of the channels at a time where that fits. */

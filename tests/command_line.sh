@@ -27,7 +27,7 @@ expect 0 'Usage: kiln VERB' $kiln --help
 expect 2 'Usage: kiln VERB' $kiln
 expect 0 'kiln 0\.' $kiln --version
 expect 2 "did you mean compile" $kiln compil
-for verb in check summary init run compile verify explain bench grad heatmap stats train lr-find augment devices inspect ops; do
+for verb in check summary init run compile verify explain bench grad heatmap stats train lr-find augment tune devices inspect ops; do
   expect 0 'Examples:' $kiln $verb --help
   expect 2 "unknown option '--nonsense'" $kiln $verb --nonsense
 done
@@ -303,6 +303,26 @@ for threads in 1 2; do
   [ "$(grep -c '"ph":"X"' trace.json)" -ge 6 ] || fail "no slices"
   grep -q "\"tid\":$((threads - 1))," trace.json || fail "no slice of the last thread"
 done
+
+# --- tune: times kept in a file, and what they do
+net=$examples/simple_cnn10_bn.json
+expect 0 '^net\.tuning: 5 different kernels of simple_cnn10_bn measured' $kiln tune "$net" --batch 2 --rounds 1 -o net.tuning
+[ "$(wc -l <net.tuning)" -eq 6 ] || fail "expected a line for the machine and one per kernel"
+expect 0 'select: measured: direct, .* us' $kiln explain "$net" --batch 2 --tuning net.tuning --locked
+expect 1 "error: '.*' \((conv2d|linear)\) was not measured: net\.tuning has no times of" $kiln explain "$net" --batch 3 --tuning net.tuning --locked
+expect 0 '' $kiln explain "$net" --batch 3 --tuning net.tuning
+expect 0 'different kernels' $kiln tune "$net" --batch 3 --rounds 1 -o net.tuning
+[ "$(wc -l <net.tuning)" -eq 11 ] || fail "times that stood in the file are gone"
+expect 0 'above the best' $kiln bench "$net" --batch 2 --seconds 0.01 --tuning net.tuning --variants
+expect 0 'different kernels' $kiln tune "$net" --batch 2 --rounds 1 --all
+expect 0 'select: measured' $kiln explain "$net" --batch 2 --tuning default --locked
+sed 's/"machine":"/&another /' net.tuning >other.tuning
+expect 0 'other\.tuning:1:1: warning: its times are not used: it was measured on .another' $kiln explain "$net" --tuning other.tuning
+head -c 300 net.tuning >cut.tuning
+expect 1 'cut\.tuning:2:[0-9]+: error: this string does not end' $kiln explain "$net" --tuning cut.tuning
+expect 1 'missing\.tuning: error' $kiln explain "$net" --tuning missing.tuning
+expect 2 '--locked needs --tuning' $kiln explain "$net" --locked
+expect 2 'no cache folder' env KILN_CACHE=off $kiln tune "$net"
 
 # --- training steps
 step=$examples/simple_cnn10_bn.json

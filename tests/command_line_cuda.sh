@@ -69,10 +69,21 @@ END
 expect 0 '' python3 compare.py cpu.npy gpu.npy
 expect 0 'with inputs and outputs in the host.s memory' $kiln bench "$small" --device cuda --batch 1,2 --kernels --seconds 0.1
 grep -Eq '^head +conv2d|conv2d.* %' output || fail "no table of kernels"
+grep -Eq '^peaks of Emulated GPU 0: f32 [0-9.]+ GFLOP/s   3xtf32 [0-9.]+   tf32 [0-9.]+   bf16 [0-9.]+   fp16 [0-9.]+ .*memory [0-9.]+ GB/s$' output ||
+  fail "no peaks"
+grep -Eq '^0\.2 +conv2d +[0-9.]+ +[0-9.]+ % +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9]+ %$' output || fail "no share of the roof"
+expect 0 '' $kiln bench "$small" --device cuda --batch 1 --seconds 0.1 --kernels --csv --roofline roofline.svg
+awk -F, 'NR > 1 { if (NF != 11 || $2 == "conv2d" && !($10 > 0 && $11 > 0)) exit 1 } END { exit NR < 6 }' output || fail "no roofs"
+grep -q '<svg' roofline.svg || fail "no roofline plot"
 expect 0 '"isa":"sm_90".*"with_copies_ms":' $kiln bench "$small" --device cuda --batch 1 --seconds 0.1 --json
 
 expect 0 'sum of the kernels .* of the best ones' $kiln bench "$examples/simple_net.json" --device cuda --batch 1 --seconds 0.1 --variants
-expect 1 '--variants needs a description and --device cuda' $kiln bench "$examples/simple_net.json" --seconds 0.1 --variants
+grep -Eq 'as modelled' output || fail "no candidates"
+expect 0 'different kernels of simple_net measured' $kiln tune "$examples/simple_net.json" --device cuda --batch 1 --rounds 1 -o gpu.tuning
+expect 0 'select: measured: ' $kiln explain "$examples/simple_net.json" --device cuda --batch 1 --tuning gpu.tuning --locked
+sed -i 's/"tile 7":[0-9.]*/"tile 7":0.001/' gpu.tuning
+expect 0 'select: measured: tile 7, 0.001 us' $kiln explain "$examples/simple_net.json" --device cuda --batch 1 --tuning gpu.tuning --locked
+expect 0 'kernels compared' $kiln verify "$examples/simple_net.json" --weights simple_net.safetensors --device cuda --batch 1 --tuning gpu.tuning
 
 # --- text and code
 expect 0 'k[0-9]+_conv2d' $kiln compile "$small" --target cuda --arch sm_80 --emit cuda
@@ -83,6 +94,14 @@ ls cubins/*_conv2d.cubin >/dev/null || fail "no machine code"
 expect 2 '-o FILE is missing' $kiln compile "$small" --target cuda --arch sm_90 --emit cubin
 expect 1 'give --target cuda' $kiln compile "$small" --emit ptx
 expect 1 "unknown GPU architecture 'sm_1'" $kiln compile "$small" --target cuda --arch sm_1 --emit cuda
+
+# --- what was chosen
+expect 0 '^0\.2 +conv2d +3xtf32 +[0-9]+ x [0-9]+ x [0-9]+ +[0-9]+ +[0-9]+ +[0-9]+ +[0-9]+$' $kiln explain "$small" --device cuda
+expect 0 '^sm_80, batch 4: 5 matrix products$' $kiln explain "$small" --target cuda --arch sm_80 --math bf16 --batch 4
+[ "$(grep -c ' conv2d \+bf16 .* x ' output)" -eq 5 ] || fail "not five convolutions in bf16"
+expect 0 'conv2d +fp32 +no tiles' $kiln explain "$examples/mobilenet_v2.json" --target cuda --arch sm_90
+expect 0 'conv2d_grad_weight +fp32 ' $kiln explain "$small" --target cuda --arch sm_75 --train --optimizer adam --math fp32
+expect 1 "unknown GPU architecture 'sm_1'" $kiln explain "$small" --target cuda --arch sm_1
 
 # --- a library: a host for processors runs it unchanged, with nothing of Kiln in sight
 mkdir gpu cpu
@@ -99,6 +118,7 @@ done
 paste cpu.txt gpu.txt | awk '{ half = NF / 2; for (i = 1; i <= half; i++) if ($i != $(i + half) && ($i - $(i + half)) ^ 2 > 1e-8) exit 1 }' ||
   fail "the libraries for GPU and processor differ: $(paste cpu.txt gpu.txt)"
 expect 1 '' env KILN_CUDA_DRIVER=/nowhere.so LD_LIBRARY_PATH=gpu gpu/host
+expect 0 '^0\.2 +conv2d .* -$' $kiln bench gpu/libsimple_cnn10_bn.so --seconds 0.1 --kernels
 expect 0 '' $kiln run gpu/libsimple_cnn10_bn.so --input image=image.npy --output logits=library.npy
 cmp gpu.npy library.npy || fail "the library and the program in memory differ"
 expect 0 '' $kiln compile "$small" --batch 2 --precision strict --target cuda --arch sm_90 --weights-mode caller -o caller.so

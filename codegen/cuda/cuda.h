@@ -6,6 +6,7 @@
 #ifndef KILN_CODEGEN_CUDA_CUDA_H
 #define KILN_CODEGEN_CUDA_CUDA_H
 
+#include "codegen.h"
 #include "plan.h"
 
 /* --- targets ----------------------------------------------------------------------------------------- */
@@ -41,7 +42,8 @@ typedef struct CudaLaunch {
   int32_t shared_bytes; /* dynamic shared memory, 0 … 227 KiB; static memory (at most 48 KiB) is not in it */
   /* grid x = ceil((work + batch * work_per_image) / work_per_block); a launch with grid x = 0 is left out */
   int64_t work, work_per_image, work_per_block;
-  int32_t grid_y, grid_z; /* at least 1 */
+  int32_t grid_y, grid_z;     /* at least 1 */
+  const CudaProduct *product; /* of tiles of a matrix product: what was chosen; else NULL */
 } CudaLaunch;
 
 /* What one plan kernel (and those that share its code) became. */

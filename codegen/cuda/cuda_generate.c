@@ -142,6 +142,32 @@ bool cuda_generate(const Plan *plan, Arena *arena, Diag *diag, CudaProgramText *
 }
 
 /* "12544 + 784 * batch" */
+static bool is_product(OpCode op) {
+  return op == OP_CONV2D || op == OP_CONV_TRANSPOSE2D || op == OP_CONV2D_GRAD_WEIGHT || op == OP_LINEAR ||
+         op == OP_LINEAR_GRAD_WEIGHT || op == OP_MATMUL;
+}
+
+bool cuda_products(const Plan *plan, Arena *arena, Diag *diag, CudaProductOf **out_products, size_t *out_count) {
+  CudaProgramText program;
+  if (!cuda_generate(plan, arena, diag, &program)) return false;
+  CudaProductOf *products = arena_array(arena, plan->kernel_count * CUDA_MAX_LAUNCHES, CudaProductOf);
+  size_t count = 0;
+  for (uint32_t k = 0; k < plan->kernel_count; k++) {
+    const CudaCode *code = &program.codes[program.code_of[k]];
+    const PlanKernel *kernel = &plan->kernels[k];
+    const size_t before = count;
+    for (size_t l = 0; l < code->launch_count; l++) {
+      const CudaLaunch *launch = &code->launches[l];
+      if (launch->product != NULL) products[count++] = (CudaProductOf){k, launch->function, *launch->product};
+    }
+    if (count == before && is_product(kernel->op) && code->launch_count > 0)
+      products[count++] = (CudaProductOf){.kernel = k, .product = {.math = MATH_FP32}};
+  }
+  *out_products = products;
+  *out_count = count;
+  return true;
+}
+
 static void print_work(Text *text, const CudaLaunch *launch) {
   if (launch->work_per_image == 0)
     text_format(text, "%lld", (long long)launch->work);

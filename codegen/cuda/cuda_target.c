@@ -3,6 +3,7 @@
 
 #include "base/text.h"
 #include "cuda.h"
+#include "gemm.h"
 
 /* What generated code may rely on, and typical numbers for code that is made for no device in particular: NVIDIA,
  * "CUDA C++ Programming Guide", compute capabilities, and the whitepapers of the architectures' largest devices. */
@@ -76,5 +77,10 @@ bool cuda_target(const char *arch, const CudaDevice *device, MathMode math, Aren
       .multiprocessors = known.multiprocessors > 0 ? known.multiprocessors : row->multiprocessors,
       .shared_bytes = known.shared_bytes > 0 ? known.shared_bytes : row->shared_kib << 10,
   };
+  for (int mode = 0; mode < MATH_COUNT; mode++) {
+    size_t tiles;
+    gemm_tiles(row->arch < 80 ? MATH_FP32 : (MathMode)mode, &tiles);
+    out_target->product_tiles[mode] = (int32_t)tiles;
+  }
   return true;
 }

@@ -355,6 +355,16 @@ static void add_launch(const GemmText *text, int64_t shared_bytes) {
     work = tiles_m * tiles_n * matrices;
   }
   CudaLaunch *launch = cuda_launch(text->emit, problem->function, text->threads, work, per_image, per_block);
+  CudaProduct *product = arena_new(text->emit->arena, CudaProduct);
+  *product = (CudaProduct){.math = choice->math,
+                           .tile_m = choice->tile.m,
+                           .tile_n = choice->tile.n,
+                           .tile_k = choice->tile.k,
+                           .stages = choice->tile.stages,
+                           .splits = choice->splits,
+                           .threads = text->threads,
+                           .blocks = choice->blocks};
+  launch->product = product;
   launch->grid_z = choice->splits;
   launch->shared_bytes = (int32_t)shared_bytes;
 }

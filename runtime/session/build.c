@@ -9,6 +9,7 @@
 #include "cuda_session.h"
 #include "memory.h"
 #include "session.h"
+#include "tuning_file.h"
 
 static Precision precision_of(kiln_precision precision) {
   switch (precision) {
@@ -35,6 +36,13 @@ static bool build_plan_once(const Graph *graph, const BuildOptions *options, Are
   } else if (diag_error_count(diag) > errors || !cpu_target(compile->cpu, compile->triple, arena, diag, target)) {
     return false;
   }
+  Tuning measured;
+  const Tuning *tuning = options->tuning;
+  if (tuning == NULL && compile->tuning != NULL) {
+    if (!tuning_read(compile->tuning, target, arena, diag, &measured)) return false;
+    measured.locked = compile->locked != 0;
+    tuning = &measured;
+  }
   Graph *work = graph_clone(graph, arena);
   if (compile->max_batch < 0) {
     diag_error(diag, (Location){graph->file, 0, 0}, "max batch must be at least 1, found %lld",
@@ -56,7 +64,8 @@ static bool build_plan_once(const Graph *graph, const BuildOptions *options, Are
   PassOptions passes = {.target = target,
                         .precision = precision_of(compile->precision),
                         .disabled = compile->disabled_passes,
-                        .scratch = scratch};
+                        .scratch = scratch,
+                        .tuning = tuning};
   Plan *plan = NULL;
   bool done = pipeline_run(work, &passes, options->pipeline != NULL ? options->pipeline : &quiet, diag, &plan);
   arena_reset(scratch);

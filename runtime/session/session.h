@@ -73,6 +73,7 @@ typedef struct BuildOptions {
   const kiln_compile_options *compile;
   const PipelineOptions *pipeline; /* dumps, stop; may be NULL */
   const TrainRequest *train;       /* a training step; NULL: inference */
+  const Tuning *tuning;            /* measured times; NULL: those of the file that `compile` names, if any */
 } BuildOptions;
 
 /* What the options ask for; NULL: the defaults. */
