@@ -36,6 +36,10 @@ static const double input_vector[] = {[2] = 120, [4] = 290};
 static const double output_vector[] = {[2] = 75, [4] = 175};
 static const double filter_vector[] = {[2] = 110, [4] = 190};
 
+/* Larger batches share a pass over transformed filters among images, which hides more of the reading than is modelled.
+ */
+enum { TRANSFORMING_BATCH = 4 };
+
 enum { FALLBACK_LANES = 16, FALLBACK_REGISTERS = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 3, ROWS_MAX = 28 };
 
 /* How a convolution would be done. */
@@ -116,7 +120,8 @@ static WinogradPlan plan_transforming(const Node *node, WinogradPlan plan, const
   plan.cost = INFINITY;
   plan.channel_chunk =
       choose_chunk(machine, channels, positions * 4 * panel, positions * 4 * tiles * ((double)channels + panel));
-  bool fits = filter->layout.block == panel && vectors % plan.panel_vectors == 0 && vectors > plan.panel_vectors;
+  bool fits = filter->layout.block == panel && vectors % plan.panel_vectors == 0 && vectors > plan.panel_vectors &&
+              batch <= TRANSFORMING_BATCH;
   if (!fits || plan.channel_chunk == 0) return plan;
   double multiply = positions * tiles * (double)(channels * vectors) / multiply_adds_per_cycle;
   double parallel = fmin(plan.block_tiles, tiles) * plan.panel_vectors;
@@ -153,7 +158,7 @@ static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machi
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes * passes / bytes_per_cycle;
   double transforms = image_tiles * (input_vector[outputs] * (double)(channels / machine->lanes) +
                                      output_vector[outputs] * (double)vectors);
-  plan.cost = multiply / busy + reading + transforms;
+  plan.cost = (batch > TRANSFORMING_BATCH ? fmax(multiply / busy, reading) : multiply / busy + reading) + transforms;
   return plan;
 }
 
