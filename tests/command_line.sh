@@ -8,6 +8,7 @@ examples=$source/examples
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
+unset KILN_CACHE
 export KILN_CACHE_DIR=$work/cache
 count=0
 
