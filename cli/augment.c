@@ -66,7 +66,7 @@ static bool grid_of_loader(Tool *tool, const AugmentRequest *request, const Data
                                      .shuffle = true,
                                      .augment = augment,
                                      .seed = (uint64_t)request->seed,
-                                     .workers = request->data.workers};
+                                     .workers = data_command_workers(&request->data, 0)};
   DataLoader *loader = data_loader_create(set, &options, tool->diag);
   DataBatch batch;
   if (!loader) return false;

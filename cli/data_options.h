@@ -7,13 +7,14 @@
 
 typedef struct DataCommand {
   const char *folder, *pattern, *classes, *valid, *normalize;
-  int64_t resize, split_seed, cache_megabytes, workers;
+  int64_t resize, split_seed, cache_megabytes;
+  int64_t workers; /* −1: not said */
   bool strict, trust;
 } DataCommand;
 
 /* Initial value. */
 #define DATA_COMMAND_DEFAULT \
-  (DataCommand) { .cache_megabytes = 1024, .workers = 1 }
+  (DataCommand) { .cache_megabytes = 1024, .workers = -1 }
 
 /* Rows for the option tables; the list ends in a comma. */
 #define DATA_OPTIONS(d)                                                                                                 \
@@ -32,7 +33,8 @@ typedef struct DataCommand {
       {"trust", 0, OPTION_FLAG, &(d).trust, NULL, "do not decode all pictures beforehand", 0, 0},                       \
       {"cache", 0,        OPTION_INT, &(d).cache_megabytes, "MB", "decoded pictures kept in memory (default: 1024)",    \
        0,       INT32_MAX},                                                                                             \
-      {"workers", 0, OPTION_INT, &(d).workers, "N", "threads that prepare batches (default: 1)", 0, 256},
+      {"workers", 0,  OPTION_INT, &(d).workers, "N", "threads that prepare batches (default: 1 if a core is left)",     \
+       0,         256},
 
 /* Rows for the augmentation, a text for augment_read(). */
 #define AUGMENT_OPTION(target) \
@@ -46,6 +48,8 @@ typedef struct DataCommand {
 
 /* Fills options for data_set_open; the model's dimensions are left for the caller. Reports usage errors. */
 bool data_command_read(Tool *tool, const DataCommand *command, DataOptions *out_options);
+/* How many threads are to prepare batches while `busy` others compute: as asked for, or one if a processor is left. */
+int64_t data_command_workers(const DataCommand *command, int64_t busy);
 /* NULL means none. */
 bool augment_read(Tool *tool, const char *text, Augment *out_augment);
 

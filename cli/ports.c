@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "json.h"
 #include "safetensors.h"
+#include "session/data_idx.h"
 #include "session/npy.h"
 
 /* --- metadata ------------------------------------------------------------------------------------------- */
@@ -144,25 +145,6 @@ static bool fit_picture(Tool *tool, const kiln_port *port, const Preprocess *pre
   return true;
 }
 
-static bool read_single(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file,
-                        Tensor *out_tensor) {
-  if (ends_with(file, ".npy")) {
-    Tensor tensor;
-    return npy_read(file, tool->arena, tool->diag, &tensor) && fit_tensor(tool, port, &tensor, file, out_tensor);
-  }
-  if (ends_with(file, ".safetensors")) {
-    TensorList list;
-    if (!safetensors_read(file, tool->arena, tool->diag, &list)) return false;
-    const Tensor *tensor = list.count == 1 ? &list.items[0] : tensor_find(&list, port->name);
-    if (tensor != NULL) return fit_tensor(tool, port, tensor, file, out_tensor);
-    diag_error(tool->diag, (Location){file, 0, 0}, "has no tensor '%s'", port->name);
-    return false;
-  }
-  Picture picture;
-  return picture_read(file, tool->arena, tool->diag, &picture) &&
-         fit_picture(tool, port, preprocess, file, &picture, out_tensor);
-}
-
 /* Images of several tensors one after the other. */
 static bool stack(Tool *tool, const kiln_port *port, const Tensor *parts, size_t count, Tensor *out_tensor) {
   *out_tensor = parts[0];
@@ -183,6 +165,53 @@ static bool stack(Tool *tool, const kiln_port *port, const Tensor *parts, size_t
     at += bytes;
   }
   return true;
+}
+
+/* The first pictures of an IDX file, at most `limit`. */
+static bool read_idx(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file, int64_t limit,
+                     Tensor *out_tensor) {
+  IdxArray array;
+  if (!idx_read(file, tool->arena, tool->diag, &array)) return false;
+  if (array.rank != 3 || array.dims[0] == 0) {
+    diag_error(tool->diag, (Location){file, 0, 0}, "IDX: expected images of three dimensions, found %s",
+               array.rank == 3   ? "none"
+               : array.rank == 1 ? "labels"
+                                 : "another number");
+    return false;
+  }
+  if (!picture_check_size(file, (uint64_t)array.dims[2], (uint64_t)array.dims[1], tool->diag)) return false;
+  if (!port->batched) limit = 1;
+  const size_t count = (size_t)(array.dims[0] < limit ? array.dims[0] : limit);
+  const size_t pixels = (size_t)(array.dims[1] * array.dims[2]);
+  Tensor *parts = arena_array(tool->arena, count, Tensor);
+  for (size_t i = 0; i < count; i++) {
+    Picture picture = {(int32_t)array.dims[2], (int32_t)array.dims[1], 1, NULL};
+    picture.pixels = (uint8_t *)(uintptr_t)(array.values + i * pixels); /* only read */
+    if (!fit_picture(tool, port, preprocess, file, &picture, &parts[i])) return false;
+  }
+  return stack(tool, port, parts, count, out_tensor);
+}
+
+static bool read_single(Tool *tool, const kiln_port *port, const Preprocess *preprocess, const char *file,
+                        int64_t max_batch, Tensor *out_tensor) {
+  if (ends_with(file, ".npy")) {
+    Tensor tensor;
+    return npy_read(file, tool->arena, tool->diag, &tensor) && fit_tensor(tool, port, &tensor, file, out_tensor);
+  }
+  if (ends_with(file, ".safetensors")) {
+    TensorList list;
+    if (!safetensors_read(file, tool->arena, tool->diag, &list)) return false;
+    const Tensor *tensor = list.count == 1 ? &list.items[0] : tensor_find(&list, port->name);
+    if (tensor != NULL) return fit_tensor(tool, port, tensor, file, out_tensor);
+    diag_error(tool->diag, (Location){file, 0, 0}, "has no tensor '%s'", port->name);
+    return false;
+  }
+  if (ends_with(file, "-ubyte") || ends_with(file, "-ubyte.gz") || ends_with(file, ".idx") ||
+      ends_with(file, ".idx.gz"))
+    return read_idx(tool, port, preprocess, file, max_batch, out_tensor);
+  Picture picture;
+  return picture_read(file, tool->arena, tool->diag, &picture) &&
+         fit_picture(tool, port, preprocess, file, &picture, out_tensor);
 }
 
 static bool known_input(Tool *tool, const kiln_program *program, const char *name) {
@@ -216,7 +245,8 @@ bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metada
     size_t count = 0;
     for (size_t s = 0; s < single->count; s++) {
       name_value(tool, "input", single->items[s], &name, &file);
-      if (strcmp(name, port->name) == 0 && !read_single(tool, port, &metadata->preprocess[i], file, &parts[count++]))
+      if (strcmp(name, port->name) == 0 &&
+          !read_single(tool, port, &metadata->preprocess[i], file, program->max_batch, &parts[count++]))
         return false;
     }
     if (count > 0 && !stack(tool, port, parts, count, &inputs[i])) return false;

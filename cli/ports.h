@@ -20,7 +20,8 @@ bool labels_read(Tool *tool, const char *path, Metadata *metadata);
 /* Tensors for all inputs, in table order and of the type and shape that the ports ask for. `files` are safetensors
  * whose tensors match by name; `single` are NAME=FILE with PNG, JPEG, .npy or safetensors files. Pictures are resized
  * and cropped to the port's height and width and normalised as the description says; several pictures for one input
- * (NAME=A NAME=B) make a batch. Sets the batch (1 when no input is batched). */
+ * (NAME=A NAME=B) make a batch, of an IDX file (…-ubyte, .idx, each also with .gz) the first that the program takes at
+ * once do. Sets the batch (1 when no input is batched). */
 bool inputs_read(Tool *tool, const kiln_program *program, const Metadata *metadata, const TensorList *files,
                  const OptionList *single, Tensor **out_inputs, int64_t *out_batch);
 /* The part of a picture that the input sees: resized and cropped, not normalised. */

@@ -205,7 +205,7 @@ static int run_run(int argc, char **argv) {
   RunRequest request = {.top = 5, .class_number = -1};
   const Option options[] = {
       WEIGHTS_OPTION(request.model){"input", 'i', OPTION_LIST, &request.input, "NAME=FILE",
-                                    "PNG, JPEG, .npy or safetensors; again for a batch", 0, 0},
+                                    "PNG, JPEG, IDX, .npy, safetensors; again for a batch", 0, 0},
       {"inputs", 0, OPTION_TEXT, &request.inputs, "FILE", "safetensors with inputs (and parameters) by name", 0, 0},
       {"output", 'o', OPTION_LIST, &request.output, "NAME=FILE", "write an output: .npy, .safetensors or .png", 0, 0},
       {"outputs", 0, OPTION_TEXT, &request.outputs, "FILE", "write all outputs to a safetensors file", 0, 0},
@@ -238,6 +238,7 @@ const Verb verb_run = {
     "  kiln run examples/edges_rgb.json --input image=cat.jpg --output edge=edges.png\n"
     "  kiln run model.json --weights w.safetensors --inputs in.safetensors --outputs out.safetensors --threads 2\n"
     "  kiln run libmodel.so --input image=cat.jpg\n"
+    "  kiln run examples/fashion.json --weights w.safetensors --input image=t10k-images-idx3-ubyte.gz --batch 8\n"
     "  kiln run model.json --weights w.safetensors --input image=cat.jpg --hook body:activation:store --hook "
     "body:gradient:store\n"
     "      --class 281 --hooks-out hooks.safetensors",

@@ -351,7 +351,10 @@ const Verb verb_train = {
     "the\n"
     "same weights, bit by bit, whatever --threads and --workers are. SIGINT and SIGTERM end the run after the step at\n"
     "hand with a checkpoint (exit 130 or 143); --resume goes on as if nothing had happened. A loss that is not finite\n"
-    "ends the run with the step and the first value that was not.\n"
+    "ends the run with the step and the first value that was not. Pictures that make no full batch at the end of an\n"
+    "epoch are left out of it, in every epoch others; --keep-last trains on them too. Threads: without a core left "
+    "for\n"
+    "--workers, those of the step prepare its batches.\n"
     "\n" AUGMENT_HELP,
     "  kiln train examples/simple_cnn10_bn.json --data /usr/share/datasets/fashion-mnist --epochs 5 --batch 512 --lr "
     "0.1 "

@@ -124,6 +124,10 @@ static bool read_choice(Tool *tool, const char *option, const char *text, const 
   return false;
 }
 
+static bool on_gpu(const TrainCommand *command) {
+  return command->model.device != NULL && strcmp(command->model.device, "cpu") != 0;
+}
+
 static double or_default(double value, double fallback) { return isnan(value) ? fallback : value; }
 
 static bool check_number(Tool *tool, const char *option, double value, double low, double high) {
@@ -149,8 +153,8 @@ static bool trainer_options(Tool *tool, const TrainCommand *command, TrainSessio
                               .clip_norm = command->clip,
                               .accumulate = command->accumulate,
                               .seed = (uint64_t)command->seed,
-                              .threads = (uint32_t)(command->model.threads > 0 ? command->model.threads : 1),
-                              .workers = command->data.workers};
+                              .threads = (uint32_t)(command->model.threads > 0 ? command->model.threads : 1)};
+  options->workers = data_command_workers(&command->data, on_gpu(command) ? 0 : options->threads);
   options->step = (kiln_train_options){.loss = (kiln_loss)(loss + 1),
                                        .optimizer = (kiln_optimizer)optimizer,
                                        .output = command->output,
@@ -265,7 +269,7 @@ static void add_identity(Tool *tool, const TrainCommand *command, TrainSession *
               command->augment != NULL ? command->augment : "none",
               options->step.optimizer == KILN_OPTIMIZER_ADAM ? "adam" : "sgd", command->nesterov,
               command->loss != NULL ? command->loss : "described", command->output != NULL ? command->output : "first");
-  if (command->model.device != NULL && strcmp(command->model.device, "cpu") != 0)
+  if (on_gpu(command))
     text_format(text, "gpu, math %s\n", command->model.math != NULL ? command->model.math : "default");
   add_number(text, "beta2", options->beta2);
   add_number(text, "eps", options->eps);
@@ -296,7 +300,18 @@ static void fill_described(const TrainCommand *command, const GraphInput *input,
   }
 }
 
-static bool open_data(Tool *tool, const TrainCommand *command, TrainSession *session) {
+/* Reading the data, while the model is compiled. In the tool's arena, which ends it when something fails. */
+typedef struct Reading {
+  DataOpening *opening;
+  bool begun; /* and not finished */
+} Reading;
+
+static void end_reading(void *context) {
+  Reading *reading = context;
+  if (reading->begun) data_set_open_cancel(reading->opening);
+}
+
+static bool begin_data(Tool *tool, const TrainCommand *command, const TrainSession *session, Reading *reading) {
   DataOptions options;
   if (command->data.folder == NULL) {
     tool_usage_error(tool, "--data DIR is missing");
@@ -304,10 +319,28 @@ static bool open_data(Tool *tool, const TrainCommand *command, TrainSession *ses
   }
   if (!data_command_read(tool, &command->data, &options)) return false;
   if (session->graph->input_count > 0) fill_described(command, &session->graph->inputs[0], &options);
-  session->data = data_set_open(&options, tool->diag);
+  arena_defer(tool->arena, end_reading, reading);
+  reading->opening = data_set_open_begin(&options);
+  reading->begun = true;
+  return true;
+}
+
+static bool finish_data(Tool *tool, Reading *reading, TrainSession *session) {
+  if (!reading->begun) return true;
+  reading->begun = false;
+  session->data = data_set_open_finish(reading->opening, tool->diag);
   if (session->data == NULL) return false;
   arena_defer(tool->arena, close_data, session->data);
   return true;
+}
+
+static void set_stats(Tool *tool, const OptionList *stats, bool default_stats, TrainSession *session) {
+  if (stats->count > 0) {
+    session->options.stats = stats->items;
+    session->options.stats_count = stats->count;
+  } else if (default_stats) {
+    choose_stats(tool, session->graph, &session->options);
+  }
 }
 
 bool train_session_open(Tool *tool, const TrainCommand *command, const OptionList *stats, bool default_stats,
@@ -319,18 +352,18 @@ bool train_session_open(Tool *tool, const TrainCommand *command, const OptionLis
   session->model = arena_new(tool->arena, kiln_model);
   session->model->arena = tool->arena;
   session->model->graph = session->graph;
-  if (!open_data(tool, command, session) || !initialise(tool, session->graph, command) ||
+  Reading *reading = arena_new(tool->arena, Reading);
+  if (!begin_data(tool, command, session, reading) || !initialise(tool, session->graph, command) ||
       !freeze_groups(tool, session, command))
     return false;
-  if (stats->count > 0) {
-    session->options.stats = stats->items;
-    session->options.stats_count = stats->count;
-  } else if (default_stats) {
-    choose_stats(tool, session->graph, &session->options);
-  }
+  set_stats(tool, stats, default_stats, session);
+  /* a folder that is not there is told before anything is compiled */
+  if (data_set_open_done(reading->opening) && !finish_data(tool, reading, session)) return false;
+  if (!trainer_compile(session->model, &session->options, tool->arena, tool->diag, &session->trainer)) return false;
+  if (!finish_data(tool, reading, session)) return false;
   add_identity(tool, command, session);
   tool_print_warnings(tool);
-  return trainer_open(session->model, session->data, &session->options, tool->arena, tool->diag, &session->trainer);
+  return trainer_attach(session->trainer, session->data, tool->diag);
 }
 
 static void add_list(Text *text, const double *values, int64_t count) {

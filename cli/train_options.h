@@ -20,7 +20,10 @@ typedef struct TrainCommand {
   DATA_OPTIONS((o).data)                                                                                              \
   AUGMENT_OPTION((o).augment){                                                                                        \
       "batch", 'b', OPTION_INT, &(o).batch, "N", "pictures of a step (default: 64)", 1, 65536},                       \
-      {"keep-last", 0, OPTION_FLAG, &(o).keep_last, NULL, "train on an epoch's last batch even if not full", 0, 0},   \
+      {"keep-last", 0,                                                                                                \
+       OPTION_FLAG, &(o).keep_last,                                                                                   \
+       NULL,        "train on an epoch's last batch if not full too (else left out)",                                 \
+       0,           0},                                                                                               \
       {"optimizer", 0, OPTION_TEXT, &(o).optimizer, "NAME", "adam (default; decoupled decay) or sgd", 0, 0},          \
       {"momentum", 0, OPTION_DOUBLE, &(o).momentum, "M", "of sgd, or beta1 of adam (default: 0.9)", 0, 0},            \
       {"nesterov", 0, OPTION_FLAG, &(o).nesterov, NULL, "Nesterov's momentum (sgd)", 0, 0},                           \

@@ -1,4 +1,5 @@
 /* kiln verify: compiled code against the interpreter. */
+#include <math.h>
 #include <string.h>
 
 #include "execute.h"
@@ -116,22 +117,28 @@ static int verify_body(Tool *tool, void *context) {
   return report(tool, request, checks, count);
 }
 
+static bool is_fast(const VerifyRequest *request) {
+  return request->model.precision != NULL && strcmp(request->model.precision, "fast") == 0;
+}
+
 static int verify_run(int argc, char **argv) {
-  VerifyRequest request = {.tolerance = 1e-5, .seed = 1};
+  VerifyRequest request = {.tolerance = NAN, .seed = 1};
   const Option options[] = {
       WEIGHTS_OPTION(request.model){"input", 'i', OPTION_LIST, &request.input, "NAME=FILE", "an input, as in kiln run",
                                     0, 0},
       {"inputs", 0, OPTION_TEXT, &request.inputs, "FILE", "safetensors with inputs by name (default: random inputs)", 0,
        0},
       {"seed", 0, OPTION_INT, &request.seed, "S", "seed of random inputs (default 1)", 0, INT64_MAX},
-      {"tolerance", 0, OPTION_DOUBLE, &request.tolerance, "E", "largest relative L2 error of a value (default 1e-5)", 0,
-       0},
+      {"tolerance", 0, OPTION_DOUBLE, &request.tolerance, "E",
+       "largest relative L2 error of a value (default 1e-5; with --precision fast 5e-5)", 0, 0},
       {"all", 0, OPTION_FLAG, &request.all, NULL, "print every value, not only those that differ", 0, 0},
       SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){
           "hook", 0, OPTION_LIST, &request.model.hooks, "VALUE", "keep a value that fusion would erase", 0, 0},
       {.name = NULL}};
   int code = options_parse(&verb_verify, options, argc, argv, 1, 1, &request.path);
-  return code >= 0 ? code : tool_run(verify_body, &request);
+  if (code >= 0) return code;
+  if (isnan(request.tolerance)) request.tolerance = is_fast(&request) ? 5e-5 : 1e-5;
+  return tool_run(verify_body, &request);
 }
 
 const Verb verb_verify = {

@@ -165,11 +165,15 @@ void node_decide(Graph *graph, Node *node, const char *pass, const char *chosen,
   *last = decision;
 }
 
+int32_t algorithm_winograd_outputs(Algorithm algorithm) {
+  return algorithm == ALGORITHM_WINOGRAD23 ? 2 : algorithm == ALGORITHM_WINOGRAD43 ? 4 : 0;
+}
+
 const char *algorithm_name(Algorithm algorithm) {
   static const char *const names[] = {
       [ALGORITHM_DEFAULT] = "default",       [ALGORITHM_DIRECT] = "direct", [ALGORITHM_DEPTHWISE] = "depthwise",
       [ALGORITHM_REFERENCE] = "reference",   [ALGORITHM_PACKED] = "packed", [ALGORITHM_WINOGRAD23] = "winograd23",
-      [ALGORITHM_WINOGRAD43] = "winograd43",
+      [ALGORITHM_WINOGRAD43] = "winograd43", [ALGORITHM_TILES] = "tiles",
   };
   return (unsigned)algorithm < sizeof names / sizeof names[0] ? names[algorithm] : NULL;
 }

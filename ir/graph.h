@@ -45,11 +45,14 @@ typedef enum Algorithm {
   ALGORITHM_DEFAULT, /* the op has only one */
   ALGORITHM_DIRECT,  /* convolution: blocked direct */
   ALGORITHM_DEPTHWISE,
-  ALGORITHM_REFERENCE, /* convolution: plain loops for shapes that the others do not take */
+  ALGORITHM_REFERENCE, /* convolution: plain loops for shapes that the others do not take; products of batch-blocked
+                          values: sums in double, or, over the batch, in the shortest runs */
   ALGORITHM_PACKED,    /* linear: filters blocked by output features */
   ALGORITHM_WINOGRAD23, /* convolution: F(2×2,3×3); tile_pixels counts Winograd tiles of a register tile, row_chunk
-                           those that one pass over the filters takes */
-  ALGORITHM_WINOGRAD43  /* convolution: F(4×4,3×3), likewise */
+                           those that one pass over the filters takes; 0: all of an image, and items are panels of
+                           filters */
+  ALGORITHM_WINOGRAD43, /* convolution: F(4×4,3×3), likewise */
+  ALGORITHM_TILES       /* convolution: products of bf16 halves in tile registers; row_chunk: rows of an item */
 } Algorithm;
 
 typedef struct KernelChoice {
@@ -63,6 +66,8 @@ typedef struct KernelChoice {
 
 /* "direct", "packed"; NULL when there is no such algorithm. */
 const char *algorithm_name(Algorithm algorithm);
+/* m of F(m×m,3×3); 0 of other algorithms. */
+int32_t algorithm_winograd_outputs(Algorithm algorithm);
 
 struct Node {
   uint32_t id;

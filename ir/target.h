@@ -15,12 +15,17 @@ typedef struct Target {
   int32_t vector_registers; /* how many of them: 32 or 16 */
   bool fma;                 /* has fused multiply-add */
   bool broadcast_operand;   /* a multiply-add can broadcast a scalar from memory (AVX-512) */
+  bool tiles;               /* has tile registers of bf16 products (AMX) that programs may use */
   bool hosts_reductions;    /* kernels can compute reductions of their output besides: see passes/reductions.c */
   int64_t l1_bytes, l2_bytes; /* per core; l2 of a GPU: of the device */
   /* In which order images lie that kernels prefer: LAYOUT_CHANNEL_LAST, or vectors of channels in blocks (any other).
    * With the former, kernels test bounds themselves (values get no halo), and filters are LAYOUT_FILTER_LAST. */
   LayoutKind image_layout;
   MathMode math;           /* of convolutions and matrix products */
+  /* How images with channels last are kept between kernels: DTYPE_F32 as they are, or rounded to DTYPE_BF16 or
+   * DTYPE_F16, which kernels of the ops in packs[OP_COUNT] read and write. A convolution multiplies what is kept so. */
+  DataType image_element;
+  const bool *packs;
   /* GPUs; 0 otherwise */
   const char *device;      /* "NVIDIA H200", or NULL */
   int32_t arch;            /* compute capability: 10 * major + minor */

@@ -121,18 +121,34 @@ static const LayoutName layout_names[] = {
     [LAYOUT_MATRIX_BLOCK] = {"oi", "o", true},   [LAYOUT_VECTOR_BLOCK] = {"c", "", true},
     [LAYOUT_FILTER_WINOGRAD2] = {"wino23o", "", true},  [LAYOUT_FILTER_WINOGRAD4] = {"wino43o", "", true},
     [LAYOUT_TILES_WINOGRAD2] = {"tiles23c", "", true},  [LAYOUT_TILES_WINOGRAD4] = {"tiles43c", "", true},
+    [LAYOUT_FILTER_HALVES] = {"bf16x2o", "", true},
     [LAYOUT_FILTER_LAST] = {"ohwi", "", true},
     [LAYOUT_BATCH_BLOCK] = {"n", "chw", true},
 };
 
 enum { LAYOUT_COUNT = sizeof layout_names / sizeof layout_names[0], LARGEST_BLOCK = 1024 };
 
-bool layout_equal(Layout a, Layout b) { return a.kind == b.kind && a.block == b.block; }
+DataType layout_stored_type(Layout layout, DataType type) {
+  return layout.element != DTYPE_F32 ? layout.element : type;
+}
+
+int64_t layout_stored_bytes(Layout layout, DataType type) { return data_type_bytes(layout_stored_type(layout, type)); }
+
+bool layout_equal(Layout a, Layout b) { return a.kind == b.kind && a.block == b.block && a.element == b.element; }
 
 void layout_print(Text *text, Layout layout) {
   const LayoutName *name = &layout_names[layout.kind];
   text_add(text, name->prefix);
   if (name->blocked) text_format(text, "%d%s", layout.block, name->suffix);
+  if (layout.element != DTYPE_F32) text_format(text, "_%s", data_type_name(layout.element));
+}
+
+/* "" or "_bf16", "_f16" */
+static bool parse_element(const char *name, DataType *out_element) {
+  *out_element = DTYPE_F32;
+  if (*name == '\0') return true;
+  return *name == '_' && data_type_parse(name + 1, out_element) &&
+         (*out_element == DTYPE_BF16 || *out_element == DTYPE_F16);
 }
 
 bool layout_parse(const char *name, Layout *out_layout) {
@@ -147,8 +163,10 @@ bool layout_parse(const char *name, Layout *out_layout) {
       while (*at >= '0' && *at <= '9' && block <= LARGEST_BLOCK) block = block * 10 + (*at++ - '0');
       if (block > LARGEST_BLOCK) continue;
     }
-    if (strcmp(at, form->suffix) != 0) continue;
-    *out_layout = (Layout){(LayoutKind)kind, block};
+    const size_t suffix = strlen(form->suffix);
+    DataType element;
+    if (strncmp(at, form->suffix, suffix) != 0 || !parse_element(at + suffix, &element)) continue;
+    *out_layout = (Layout){(LayoutKind)kind, block, element};
     return true;
   }
   return false;

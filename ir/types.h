@@ -79,15 +79,23 @@ typedef enum LayoutKind {
   LAYOUT_FILTER_WINOGRAD4, /* "wino43o32": the same for F(4×4,3×3) */
   LAYOUT_TILES_WINOGRAD2,  /* "tiles23c16": an image cut into overlapping tiles, each transformed for F(2×2,3×3) */
   LAYOUT_TILES_WINOGRAD4,  /* "tiles43c16": the same for F(4×4,3×3) */
+  LAYOUT_FILTER_HALVES, /* "bf16x2o32": filters [K,C,R,S], K and C multiples of 32, as [K/32][C/32][R][S] tiles of bf16
+                           halves of their numbers: see codegen/cpu/conv_tiles.c */
   LAYOUT_BATCH_BLOCK, /* "n16chw": [N/b][…][b], b images side by side; any rank from 1, the first dimension the batch */
   LAYOUT_FILTER_LAST, /* "ohwi4": filters [K,C,R,S] as [K][R][S][C], C padded with zeros to a multiple of b */
 } LayoutKind;
 
+/* `element` is how f32 elements are kept: DTYPE_F32 as they are, DTYPE_BF16 and DTYPE_F16 rounded to the nearest
+ * ("nhwc_bf16"). What a kernel reads is what was rounded; it computes in f32 all the same. */
 typedef struct Layout {
   LayoutKind kind;
   int32_t block; /* b; 0 for PLAIN and CHANNEL_LAST */
+  DataType element;
 } Layout;
 
+/* The type of a value's elements in memory, and its size. */
+DataType layout_stored_type(Layout layout, DataType type);
+int64_t layout_stored_bytes(Layout layout, DataType type);
 bool layout_equal(Layout a, Layout b);
 void layout_print(Text *text, Layout layout);
 bool layout_parse(const char *name, Layout *out_layout);

@@ -203,7 +203,7 @@ static bool check_layout(const Verifier *verifier, const Node *node) {
       [LAYOUT_MATRIX_BLOCK] = {2, true},     [LAYOUT_VECTOR_BLOCK] = {1, true},
       [LAYOUT_FILTER_WINOGRAD2] = {4, true}, [LAYOUT_FILTER_WINOGRAD4] = {4, true},
       [LAYOUT_TILES_WINOGRAD2] = {4, true},  [LAYOUT_TILES_WINOGRAD4] = {4, true},
-      [LAYOUT_FILTER_LAST] = {4, true},
+      [LAYOUT_FILTER_LAST] = {4, true},      [LAYOUT_FILTER_HALVES] = {4, true},
       [LAYOUT_BATCH_BLOCK] = {-1, true},
   };
   const Layout layout = node->layout;
@@ -218,6 +218,14 @@ static bool check_layout(const Verifier *verifier, const Node *node) {
     return broken(verifier, node, "layout", "the layout is for %d dimensions, found %d", rules[layout.kind].rank,
                   node->shape.rank);
   }
+  if (layout.element == DTYPE_F32) return true;
+  if (layout.element != DTYPE_BF16 && layout.element != DTYPE_F16)
+    return broken(verifier, node, "layout", "elements are kept as f32, bf16 or f16, not as data type %d",
+                  (int)layout.element);
+  if (node->dtype != DTYPE_F32 || node->op == OP_INPUT || node->op == OP_PARAMETER ||
+      (layout.kind != LAYOUT_CHANNEL_LAST && layout.kind != LAYOUT_FILTER_LAST))
+    return broken(verifier, node, "layout", "only f32 values with channels last that kernels make are kept as %s",
+                  data_type_name(layout.element));
   return true;
 }
 
@@ -230,7 +238,7 @@ static bool storage_extent(const Node *node, int64_t *out_first, int64_t *out_la
     int64_t count = node->shape.dims[d] == DIM_BATCH ? 1 : node->shape.dims[d];
     const bool tiles = layout_is_winograd_tiles(kind), filter = winograd_outputs(kind) > 0 && !tiles;
     const bool split = ((kind == LAYOUT_CHANNEL_BLOCK || tiles) && d == 1) ||
-                       ((kind == LAYOUT_FILTER_BLOCK || kind == LAYOUT_MATRIX_BLOCK || kind == LAYOUT_BATCH_BLOCK ||
+                       ((kind == LAYOUT_FILTER_BLOCK || kind == LAYOUT_FILTER_HALVES || kind == LAYOUT_MATRIX_BLOCK || kind == LAYOUT_BATCH_BLOCK ||
                          filter) &&
                         d == 0);
     if ((tiles || filter) && d >= 2) count = winograd_outputs(kind) + WINOGRAD_TAPS - 1;
@@ -304,7 +312,7 @@ static bool check_storage(const Verifier *verifier, const Node *node) {
     bool shared = node->layout.kind == LAYOUT_BATCH_BLOCK && shape_batched(&node->shape);
     if (shared && !checked_mul(bytes, node->layout.block, &bytes)) bytes = INT64_MAX;
     if (!storage_extent(node, &first, &last) || first < 0 || !checked_add(last, 1, &end) ||
-        !checked_mul(end, data_type_bytes(node->dtype), &end) || end > bytes) {
+        !checked_mul(end, layout_stored_bytes(node->layout, node->dtype), &end) || end > bytes) {
       return broken(verifier, node, "storage", "elements %lld to %lld lie outside the buffer of %lld bytes",
                     (long long)first, (long long)last, (long long)storage->bytes);
     }
@@ -322,8 +330,8 @@ static bool check_storage(const Verifier *verifier, const Node *node) {
   int64_t first = 0, last = 0, end = 0;
   if (storage->delta > 0 && storage->space != SPACE_NONE &&
       (!storage_extent(node, &first, &last) || !checked_add(last, 1, &end) ||
-       !checked_mul(end, data_type_bytes(node->dtype), &end) || !checked_add(end, storage->delta, &end) ||
-       end > alias->storage.bytes)) {
+       !checked_mul(end, layout_stored_bytes(node->layout, node->dtype), &end) ||
+       !checked_add(end, storage->delta, &end) || end > alias->storage.bytes)) {
     return broken(verifier, node, "alias", "the value reaches beyond the %lld bytes of %%%u that it is part of",
                   (long long)alias->storage.bytes, alias->id);
   }

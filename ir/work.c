@@ -4,8 +4,9 @@
 #include "winograd.h"
 
 enum {
-  PART_ELEMENTS = 512, /* fewer cost more to begin and to end than to reduce */
-  ROW_ELEMENTS = 4096  /* of an item of rows */
+  PART_ELEMENTS = 512,    /* fewer cost more to begin and to end than to reduce */
+  ROW_ELEMENTS = 4096,    /* of an item of rows */
+  FREE_ELEMENTS = 1 << 18 /* of a part that is no item */
 };
 
 DirectWork work_direct(const Shape *output, int32_t output_block, int32_t filter_block, int64_t groups,
@@ -40,10 +41,26 @@ RowWork work_rows(const Shape *shape, Layout layout) {
 static int64_t winograd_parts(const Node *node) {
   const Shape *shape = &node->shape;
   const Node *input = node->inputs[0], *filter = node->inputs[1];
-  if (layout_is_winograd_tiles(input->layout.kind)) return ceil_div(shape->dims[1], filter->layout.block);
+  if (layout_is_winograd_tiles(input->layout.kind) || node->choice.row_chunk == 0)
+    return ceil_div(shape->dims[1], filter->layout.block);
   const WinogradGrid grid = winograd_grid(winograd_outputs(filter->layout.kind), input->shape.dims[2],
                                           input->shape.dims[3], node->attrs.padding.values);
   return ceil_div(grid.rows * grid.columns, node->choice.tile_pixels > 0 ? node->choice.tile_pixels : 4);
+}
+
+/* Where the code generator chooses the items, and adds up those of a part. */
+static bool has_free_parts(const Node *node) {
+  const int64_t *stride = node->attrs.stride.values;
+  const bool last = node->layout.kind == LAYOUT_CHANNEL_LAST;
+  if (node->op == OP_CONV2D || node->op == OP_LINEAR)
+    return node->choice.algorithm == ALGORITHM_DEFAULT && (last || node->layout.kind == LAYOUT_PLAIN);
+  if (node->op == OP_CONV_TRANSPOSE2D) return last && stride[0] == 1 && stride[1] == 1;
+  return last && op_is_elementwise(node->op);
+}
+
+static int64_t free_parts(const Node *node) {
+  const int64_t images = shape_batched(&node->shape) ? 1 : node->shape.dims[0];
+  return images > 0 ? ceil_div(shape_elements_per_image(&node->shape) / images, FREE_ELEMENTS) : 0;
 }
 
 static int64_t conv2d_parts(const Node *node) {
@@ -59,12 +76,16 @@ static int64_t conv2d_parts(const Node *node) {
     case ALGORITHM_WINOGRAD23:
     case ALGORITHM_WINOGRAD43:
       return winograd_parts(node);
+    case ALGORITHM_TILES:
+      return node->shape.dims[1] / node->inputs[1]->layout.block *
+             ceil_div(node->shape.dims[2], node->choice.row_chunk);
     default:
       return 0;
   }
 }
 
 static int64_t parts_of(const Node *node) {
+  if (node->shape.rank >= 2 && has_free_parts(node)) return free_parts(node);
   if (node->op == OP_CONV2D) return conv2d_parts(node);
   if (!op_is_elementwise(node->op) || node->shape.rank < 2) return 0;
   if (node->layout.kind != LAYOUT_PLAIN && node->layout.kind != LAYOUT_CHANNEL_BLOCK) return 0;

@@ -5,8 +5,8 @@
 
 #include "graph.h"
 
-/* Items of an image's work; 0: reductions of the node's value need a kernel of their own. Requires layouts and
- * choices. */
+/* Items of an image's work, or sets of them; 0: reductions of the node's value need a kernel of their own. Requires
+ * layouts and choices. */
 int64_t work_parts(const Node *node);
 
 /* The parts of a convolution's division that its kernel needs as well. */

@@ -110,25 +110,33 @@ static void note_offers(Graph *graph, Node *node, const CandidateList *list, con
   node->offers = offers;
 }
 
-bool candidates_take(Graph *graph, Node *node, const CandidateList *list, const PassOptions *options, Diag *diag,
-                     size_t *out_taken) {
+/* Kernels that are alike are measured together, and so are named once. */
+static void report_missing(const Graph *graph, const Node *node, const char *signature, const Tuning *tuning,
+                           Diag *diag) {
+  for (size_t i = 0; i < graph->node_count && graph->nodes[i] != node; i++) {
+    const KernelOffers *offers = graph->nodes[i]->offers;
+    if (offers != NULL && strcmp(offers->signature, signature) == 0) return;
+  }
+  diag_error(diag, node->location,
+             "'%s' (%s) was not measured: %s has no times of \"%s\"; 'kiln tune' with the same options measures it",
+             node->name != NULL ? node->name : "a value of a pass", op_info(node->op)->name,
+             tuning->file != NULL ? tuning->file : "the table", signature);
+}
+
+size_t candidates_take(Graph *graph, Node *node, const CandidateList *list, const PassOptions *options, Diag *diag) {
   const Tuning *tuning = options->tuning;
-  *out_taken = 0;
-  if (list->count < 2) return true;
+  size_t taken = 0;
+  if (list->count < 2) return 0;
   const char *signature = signature_of(graph, node, options);
   const TuningKernel *times = tuning != NULL ? tuning_find(tuning, signature) : NULL;
   if (tuning != NULL && tuning->forced > 0) {
-    if (tuning->forced < list->count) *out_taken = tuning->forced;
+    if (tuning->forced < list->count) taken = tuning->forced;
   } else if (measured(list, times)) {
-    *out_taken = fastest_of_all(list, times);
-    decide(graph, node, list, times, *out_taken);
+    taken = fastest_of_all(list, times);
+    decide(graph, node, list, times, taken);
   } else if (tuning != NULL && tuning->locked) {
-    diag_error(diag, node->location,
-               "'%s' (%s) was not measured: %s has no times of \"%s\"; 'kiln tune' with the same options measures it",
-               node->name != NULL ? node->name : "a value of a pass", op_info(node->op)->name,
-               tuning->file != NULL ? tuning->file : "the table", signature);
-    return false;
+    report_missing(graph, node, signature, tuning, diag);
   }
-  note_offers(graph, node, list, signature, *out_taken);
-  return true;
+  note_offers(graph, node, list, signature, taken);
+  return taken;
 }

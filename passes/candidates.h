@@ -23,10 +23,11 @@ void candidates_add(CandidateList *list, const char *name, KernelChoice choice, 
 /* Makes a candidate the cost model's choice. */
 void candidates_prefer(CandidateList *list, size_t index);
 /* Decides by the measured times that the options hold, and notes on the node what was offered. A candidate replaces the
- * model's choice only when it takes less than 98 % of its time: smaller differences are noise. False after reporting a
- * kernel without times, when that is an error. Call it before the node's choice, layout or inputs change. */
-bool candidates_take(Graph *graph, Node *node, const CandidateList *list, const PassOptions *options, Diag *diag,
-                     size_t *out_taken);
+ * model's choice only when it takes less than 98 % of its time: smaller differences are noise. A kernel without times,
+ * when that is an error, is reported, and the model's choice is taken: the pass goes on and fails at its end, so that
+ * one run names all of them. Call it before the node's choice, layout or inputs change. Returns an index of the list.
+ */
+size_t candidates_take(Graph *graph, Node *node, const CandidateList *list, const PassOptions *options, Diag *diag);
 /* Adds the ways of direct convolution, the node's choice first. */
 void candidates_direct(CandidateList *list, Graph *graph, const Node *node);
 /* The node's largest batch. */

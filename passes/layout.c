@@ -34,6 +34,20 @@ static int32_t choose_tile_blocks(int64_t channels_per_group, int32_t lanes) {
   return ceil_div(channels_per_group, lanes) % 2 == 0 ? 2 : 1;
 }
 
+/* Four blocks where the registers hold enough pixels beside them and an input value is used by a single tap, or by few
+ * channels: what is read is mostly input then, which more blocks share. With more taps it is mostly filters, which more
+ * pixels share. */
+static int32_t choose_conv_blocks(const Node *node, const Target *target, int32_t lanes) {
+  enum { WIDE_BLOCKS = 4, WIDE_REGISTERS = 32 };
+  const int64_t channels = node->shape.dims[1] / node->attrs.groups;
+  const int64_t *taps = &node->inputs[1]->shape.dims[2];
+  const bool input_bound = (taps[0] == 1 && taps[1] == 1) || node->inputs[0]->shape.dims[1] < lanes;
+  if (input_bound && target && target->vector_registers >= WIDE_REGISTERS &&
+      ceil_div(channels, lanes) % WIDE_BLOCKS == 0)
+    return WIDE_BLOCKS;
+  return choose_tile_blocks(channels, lanes);
+}
+
 /* --- operands that broadcast over a blocked value ---------------------------------------------------- */
 
 typedef enum OperandClass { OPERAND_SCALAR, OPERAND_IMAGE, OPERAND_OTHER } OperandClass;
@@ -146,7 +160,7 @@ static bool layout_conv2d(LayoutState *state, Node *node) {
   }
   bool depthwise = is_depthwise(node), grouped = node->attrs.groups > 1;
   node->layout = (Layout){LAYOUT_CHANNEL_BLOCK, lanes};
-  node->choice.tile_blocks = depthwise ? 1 : choose_tile_blocks(node->shape.dims[1] / node->attrs.groups, lanes);
+  node->choice.tile_blocks = depthwise ? 1 : choose_conv_blocks(node, state->target, lanes);
 
   Node *input = node->inputs[0];
   const int64_t *padding = node->attrs.padding.values;
@@ -275,7 +289,7 @@ static bool layout_outputs(LayoutState *state) {
   bool *taken = arena_array(state->rewrite.scratch, graph->next_id, bool);
   for (size_t i = 0; i < graph->output_count; i++) {
     Node *node = graph->outputs[i].node;
-    bool own = node->layout.kind == LAYOUT_PLAIN && node->op != OP_INPUT && node->op != OP_PARAMETER &&
+    bool own = layout_equal(node->layout, plain) && node->op != OP_INPUT && node->op != OP_PARAMETER &&
                !state->prepared[node->id] && !taken[node->id];
     taken[node->id] = true;
     if (own) continue;
@@ -290,12 +304,19 @@ static bool layout_outputs(LayoutState *state) {
 }
 
 bool pass_layout(Graph *graph, const PassOptions *options, Diag *diag) {
-  LayoutState state = {.graph = graph, .lanes = options->target ? options->target->vector_lanes : DEFAULT_LANES};
+  LayoutState state = {.graph = graph,
+                       .target = options->target,
+                       .lanes = options->target ? options->target->vector_lanes : DEFAULT_LANES};
   rewrite_init(&state.rewrite, graph, options->scratch, diag);
   state.prepared = mark_prepare_phase(graph, options->scratch);
   state.updated = graph_mark_updated(graph, options->scratch);
   state.forms = arena_array(options->scratch, graph->next_id, Form *);
   const bool channel_last = options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST;
+  /* exact programs keep what they compute, and a training step's gradients are of what its state is: f32 */
+  if (options->target && options->target->packs && options->precision != PRECISION_STRICT && graph->update_count == 0) {
+    state.image_element = options->target->image_element;
+    state.packs = options->target->packs;
+  }
   bool (*const lay_out)(LayoutState *, Node *) = channel_last                              ? layout_channel_last_node
                                                  : is_batch_blocked_step(graph, options) ? layout_training_node
                                                                                          : layout_node;

@@ -17,7 +17,10 @@ typedef struct Form {
 typedef struct LayoutState {
   Rewrite rewrite;
   Graph *graph;
+  const Target *target; /* NULL: none in particular */
   int32_t lanes;
+  DataType image_element; /* of images that `packs` ops make and read; DTYPE_F32: images are kept as they are */
+  const bool *packs;      /* by OpCode, or NULL */
   const bool *prepared, *updated;
   Form **forms; /* by id of the original value */
 } LayoutState;

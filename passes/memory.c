@@ -35,15 +35,16 @@ static Node *owner_of(Node *node) { return node->alias ? node->alias : node; }
 static Lifetimes collect_lifetimes(const Graph *graph, const bool *prepared, Arena *scratch) {
   Lifetimes lives = {arena_array(scratch, graph->next_id, int32_t), arena_array(scratch, graph->next_id, int32_t),
                      arena_array(scratch, graph->next_id, bool), arena_array(scratch, graph->next_id, int32_t)};
+  int32_t *made = arena_array(scratch, graph->next_id, int32_t); /* by id: where the kernel stands */
   for (size_t i = 0; i < graph->next_id; i++) lives.output[i] = -1, lives.first[i] = INT32_MAX;
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
     if (node->alias && !node->placed) continue; /* no kernel: reads nothing */
     const uint32_t written = owner_of(node)->id;
     if ((int32_t)i < lives.first[written]) lives.first[written] = (int32_t)i;
-    lives.last[written] = (int32_t)i;
+    lives.last[written] = made[node->id] = (int32_t)i;
     if (node->hosted) { /* written when its input is, and reads no memory */
-      lives.first[node->id] = lives.first[node->inputs[0]->id];
+      lives.first[node->id] = made[node->inputs[0]->id];
       continue;
     }
     for (int32_t j = 0; j < node->input_count; j++) {

@@ -67,6 +67,7 @@ static void sign_tensor(Signature *signature, const PlanTensor *tensor) {
   sign_shape(signature, &tensor->shape);
   sign(signature, tensor->layout.kind);
   sign(signature, (uint64_t)tensor->layout.block);
+  if (tensor->layout.element != DTYPE_F32) sign(signature, tensor->layout.element);
   const Storage *storage = &tensor->storage;
   for (int32_t d = 0; d < tensor->shape.rank; d++) sign(signature, (uint64_t)storage->stride[d]);
   sign(signature, (uint64_t)storage->origin);

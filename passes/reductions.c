@@ -3,9 +3,9 @@
  *   %y = conv2d …;  %s = stats_partial %y : f32[N,8,45]      → %s = stats_partial %y {parts=14} : f32[N,14,45] hosted
  *
  * A hosted reduction has no kernel: the kernel of its input takes values along while they are in registers, and leaves
- * a row of partial results for each of its work items, of which an image has `parts`. So the value is not read again,
- * and what the rows hold does not depend on who computes which item. Kernels that cannot do it, or whose items are too
- * small to be worth a row, keep the reduction a kernel of its own.
+ * a row of partial results for each of its work items, of which an image has `parts` (ir/work.h). So the value is not
+ * read again, and what the rows hold does not depend on who computes which item. Kernels that cannot do it, or whose
+ * items are too small to be worth a row, keep the reduction a kernel of its own.
  *
  * Requires: select. Guarantees: a hosted node reads one value, of a node with a kernel, as that is stored. */
 #include "base/checked.h"

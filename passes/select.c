@@ -4,8 +4,10 @@
  *
  * The layouts leave one algorithm per node; what remains are sizes. A register tile is as large as the registers
  * allow: pixels × blocks accumulators, the vectors of filters, and one broadcast scalar. An item's rows are few enough
- * that one image makes enough items for many threads. Channels are split where a panel of filters is too
- * large a part of the second-level cache, which also holds the input and the filters that are fetched ahead.
+ * that one image makes enough items for many threads; of small images fewer, since every item reads its filters. Where
+ * all filters stay in the second-level cache and an image does not, an item's rows are so few that their input does.
+ * Channels are split where a panel of filters is too large a part of that cache, which also holds the input and the
+ * filters that are fetched ahead.
  *
  * Where the options hold measured times of a kernel, the fastest of its candidates is taken instead: see candidates.h.
  *
@@ -16,23 +18,48 @@
 #include "select_winograd.h"
 
 enum { ITEMS_PER_IMAGE = 16, PIXELS_MAX = 28, FALLBACK_REGISTERS = 16 };
+enum { SMALL_IMAGE_ITEMS = 8, SMALL_IMAGE = 256 /* pixels */ };
 
-/* Pixels of a register tile with `blocks` vectors each. Without a fused multiply-add the product needs a register. */
+/* Pixels of a register tile with `blocks` vectors each. Beside the filters and the broadcast pixel one register stays
+ * free, for the pixel that LLVM loads ahead, or for the product where multiply-adds are not fused. */
 static int32_t tile_pixels(const Target *target, int32_t blocks) {
   int32_t registers = target ? target->vector_registers : FALLBACK_REGISTERS;
-  int32_t spare = registers - blocks - 1 - (target && !target->fma ? 1 : 0);
-  int32_t pixels = spare / blocks;
+  int32_t pixels = (registers - blocks - 2) / blocks;
   if (pixels > PIXELS_MAX) pixels = PIXELS_MAX;
   return pixels < 1 ? 1 : pixels;
 }
 
-/* Rows of an item: a multiple of `tile_rows`, such that `units` times the chunks reach ITEMS_PER_IMAGE, and chunks are
- * alike where the height allows. */
-static int64_t choose_rows(int64_t height, int64_t units, int64_t tile_rows) {
-  int64_t chunks = ceil_div(ITEMS_PER_IMAGE, units);
+/* Rows of an item: a multiple of `tile_rows`, such that `units` times the chunks reach `items`, and chunks are alike
+ * where the height allows. */
+static int64_t choose_rows(int64_t height, int64_t units, int64_t tile_rows, int64_t items) {
+  int64_t chunks = ceil_div(items, units);
   int64_t tiles = ceil_div(height, tile_rows);
   if (chunks > tiles) chunks = tiles;
   return ceil_div(tiles, chunks) * tile_rows;
+}
+
+/* Bytes of a panel that the tiles of an item share before they go on to the next channels, which are fetched meanwhile.
+ * What comes from beyond the second-level cache arrives in time only if it is asked for shortly before: measured on a
+ * Xeon, filters fetched 16 KiB ahead hide two thirds of the reading, 256 KiB ahead less than a half. With a single tap
+ * the panel's channels are worth keeping in the first-level cache wherever they come from. */
+static int64_t panel_budget(const Target *target, int64_t filter_bytes, int64_t taps) {
+  enum { NEAR = 20 << 10 }; /* with the pixels' channels in the first-level cache */
+  if (target == NULL || target->l2_bytes <= 0) return INT64_MAX;
+  return taps == 1 || filter_bytes > target->l2_bytes / 2 ? NEAR : target->l2_bytes / 8;
+}
+
+/* Output rows whose input stays in the second-level cache while all filters, which are there, go through it; INT64_MAX
+ * where there is no need. */
+static int64_t limit_rows(const Node *node, const Target *target) {
+  enum { FAR = 4, ROWS = 8 }; /* parts of the cache: see is_far in codegen/cpu/conv_direct.c */
+  const Shape *input = &node->inputs[0]->shape, *filter = &node->inputs[1]->shape;
+  const int64_t cache = target ? target->l2_bytes / data_type_bytes(node->dtype) : 0;
+  const int64_t image = shape_elements_per_image(input);
+  int64_t row, filters;
+  if (cache <= 0 || image <= cache / FAR || !shape_elements(filter, 1, &filters) || filters > cache / FAR)
+    return INT64_MAX;
+  if (!checked_mul(image / input->dims[2], node->attrs.stride.values[0], &row)) return 1;
+  return cache / ROWS > row ? cache / ROWS / row : 1;
 }
 
 static void select_direct(Graph *graph, Node *node, const PassOptions *options) {
@@ -47,10 +74,15 @@ static void select_direct(Graph *graph, Node *node, const PassOptions *options) 
   if (tile_rows < 1) tile_rows = 1;
   if (tile_rows > height) tile_rows = height;
   int64_t units = ceil_div(ceil_div(node->shape.dims[1], lanes), choice->tile_blocks);
-  choice->row_chunk = (int32_t)choose_rows(height, units, tile_rows);
+  const int64_t items = height * width <= SMALL_IMAGE ? SMALL_IMAGE_ITEMS : ITEMS_PER_IMAGE;
+  int64_t rows = choose_rows(height, units, tile_rows, items);
+  const int64_t limit = limit_rows(node, target);
+  if (units > 1 && rows > limit) rows = round_up(limit, tile_rows);
+  choice->row_chunk = (int32_t)rows;
 
   int64_t panel_row = filter->dims[2] * filter->dims[3] * choice->tile_blocks * lanes * data_type_bytes(node->dtype);
-  int64_t channels = filter->dims[1], budget = target && target->l2_bytes > 0 ? target->l2_bytes / 8 : INT64_MAX;
+  int64_t channels = filter->dims[1], taps = filter->dims[2] * filter->dims[3];
+  int64_t budget = panel_budget(target, panel_row * channels * units, taps);
   int64_t chunk = channels;
   if (panel_row > 0 && channels > budget / panel_row) {
     int64_t chunks = ceil_div(channels, budget / panel_row < lanes ? lanes : budget / panel_row);
@@ -127,22 +159,19 @@ static void add_packed(CandidateList *list, Arena *arena, KernelChoice choice, i
 }
 
 /* Tiles of fewer rows where there are as many. */
-static bool tune_linear(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
+static void tune_linear(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
   const int32_t most = node->choice.tile_pixels;
   const int64_t rows = largest_batch(graph, node);
   CandidateList list = {.count = 0};
-  size_t taken;
   add_packed(&list, graph->arena, node->choice, most);
   if (rows > 1) add_packed(&list, graph->arena, node->choice, most / 2);
   if (rows > 1) add_packed(&list, graph->arena, node->choice, most - 1);
-  if (!candidates_take(graph, node, &list, options, diag, &taken)) return false;
-  node->choice = list.items[taken].choice;
-  return true;
+  node->choice = list.items[candidates_take(graph, node, &list, options, diag)].choice;
 }
 
-static bool select_linear(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
+static void select_linear(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
   enum { UNIT_VECTORS = 4 }; /* vectors of features of an item, see codegen */
-  if (node->layout.kind == LAYOUT_BATCH_BLOCK) return true;
+  if (node->layout.kind == LAYOUT_BATCH_BLOCK) return;
   int32_t lanes = options->target && options->target->vector_lanes > 0 ? options->target->vector_lanes : 1;
   int32_t blocks = node->inputs[1]->layout.kind == LAYOUT_MATRIX_BLOCK ? node->inputs[1]->layout.block / lanes : 1;
   node->choice = (KernelChoice){.algorithm = ALGORITHM_PACKED, .tile_blocks = blocks < 1 ? 1 : blocks};
@@ -150,7 +179,7 @@ static bool select_linear(Graph *graph, Node *node, const PassOptions *options, 
   node_decide(graph, node, "select",
               arena_format(graph->arena, "packed, tile of %d rows", (int)node->choice.tile_pixels), NULL,
               "The tile fills the vector registers.");
-  return tune_linear(graph, node, options, diag);
+  tune_linear(graph, node, options, diag);
 }
 
 static bool is_product(OpCode op) {
@@ -159,11 +188,10 @@ static bool is_product(OpCode op) {
 }
 
 /* The code generator's model chooses tile and splits unless it is asked for one of them. */
-static bool tune_product(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
+static void tune_product(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
   static const int32_t splits[] = {1, 2, 4, 8};
   const KernelChoice model = node->choice;
   CandidateList list = {.count = 0};
-  size_t taken;
   candidates_add(&list, "as modelled", model, -1);
   for (int32_t tile = 1; tile <= options->target->product_tiles[model.math]; tile++) {
     KernelChoice choice = model;
@@ -175,14 +203,12 @@ static bool tune_product(Graph *graph, Node *node, const PassOptions *options, D
     choice.row_chunk = splits[i];
     candidates_add(&list, arena_format(graph->arena, "splits %d", (int)splits[i]), choice, -1);
   }
-  if (!candidates_take(graph, node, &list, options, diag, &taken)) return false;
-  node->choice = list.items[taken].choice;
-  return true;
+  node->choice = list.items[candidates_take(graph, node, &list, options, diag)].choice;
 }
 
 /* Targets with channels last compute all products in one way, whose tiles their code generator chooses; what has to be
  * settled is the arithmetic. What weights are prepared with is exact. */
-static bool select_math(Graph *graph, const PassOptions *options, Diag *diag) {
+static void select_math(Graph *graph, const PassOptions *options, Diag *diag) {
   const bool *prepared = mark_prepare_phase(graph, options->scratch);
   const MathMode wanted = options->precision == PRECISION_STRICT ? MATH_FP32 : options->target->math;
   for (size_t i = 0; i < graph->node_count; i++) {
@@ -191,17 +217,36 @@ static bool select_math(Graph *graph, const PassOptions *options, Diag *diag) {
     node->choice = (KernelChoice){.math = prepared[node->id] ? MATH_FP32 : wanted};
     node_decide(graph, node, "select", arena_format(graph->arena, "products in %s", math_mode_name(node->choice.math)),
                 NULL, "As asked for.");
-    if (!prepared[node->id] && !tune_product(graph, node, options, diag)) return false;
+    if (!prepared[node->id]) tune_product(graph, node, options, diag);
   }
-  return true;
 }
 
-bool pass_select(Graph *graph, const PassOptions *options, Diag *diag) {
-  if (options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST) return select_math(graph, options, diag);
+/* Products of batch-blocked values have one algorithm; what is left to choose is how their sums are rounded. */
+static void select_sums(Graph *graph, Node *node, const PassOptions *options) {
+  const Node *input = node->input_count ? node->inputs[0] : NULL;
+  if (options->precision != PRECISION_STRICT || !is_product(node->op) || input->layout.kind != LAYOUT_BATCH_BLOCK)
+    return;
+  node->choice.algorithm = ALGORITHM_REFERENCE;
+  node_decide(graph, node, "select", "the most exact sums", "f32 in longer runs",
+              "Strict precision: rounding of one step decides which side of a relu's 0 the next one falls on.");
+}
+
+static bool select_vectors(Graph *graph, const PassOptions *options, Diag *diag) {
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
+    select_sums(graph, node, options);
     if (node->op == OP_CONV2D) select_conv2d(graph, node, options);
-    if (node->op == OP_LINEAR && !select_linear(graph, node, options, diag)) return false;
+    if (node->op == OP_LINEAR) select_linear(graph, node, options, diag);
   }
   return select_winograd(graph, options, diag);
+}
+
+/* Kernels without times are reported on the way. */
+bool pass_select(Graph *graph, const PassOptions *options, Diag *diag) {
+  const size_t errors = diag_error_count(diag);
+  if (options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST)
+    select_math(graph, options, diag);
+  else if (!select_vectors(graph, options, diag))
+    return false;
+  return diag_error_count(diag) == errors;
 }

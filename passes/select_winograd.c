@@ -2,16 +2,17 @@
  *
  *   %1 = convert %w : f32[64,64,3,3] oihw32o;  %y = conv2d %x, %1, … choice direct
  *     → %1 = convert %w : f32[64,64,3,3] wino43o32;  %y = conv2d %x, %1, … choice winograd43
- *   images of few tiles at a small batch also transform their input in a step of its own, so that threads can divide
- *   the filters:  %2 = convert %x : f32[N,256,14,14] tiles43c16;  %y = conv2d %2, %1, …
+ *   where images have few tiles threads divide the filters. A single image is transformed by each of them: what another
+ *   core has transformed would take longer to come over than to make. Of a few images the input is transformed in a
+ *   step of its own:  %2 = convert %x : f32[N,256,14,14] tiles43c16;  %y = conv2d %2, %1, …
  *   and where reading transformed filters would take longer than making them, these stay as they are:
- *     %2 = convert %x : tiles43c16;  %1 = convert %w : oihw32o;  %y = conv2d %2, %1, … choice winograd43
+ *     %1 = convert %w : oihw32o;  %y = conv2d %x, %1, … choice winograd43
  *
  * F(4×4,3×3) does a quarter of the multiplications of direct convolution, F(2×2,3×3) four ninths, but the filters
  * grow by 4 and 16/9: where an image has few tiles, reading them is what takes the time. The cost model counts cycles
- * for an image at the largest batch: multiply-adds, the reading of filters, and the transforms. Its constants were
- * fitted to measurements of the layers of ResNet-34 on a Xeon with 2 MiB of second-level cache a core, where what the
- * kernels prefetch hides little of the reading.
+ * for an image at the largest batch: multiply-adds, what prefetching does not hide of the reading of filters, and the
+ * transforms. Its constants were fitted to measurements of the layers of ResNet-34 on a Xeon with 2 MiB of second-level
+ * cache a core.
  *
  * Errors against direct convolution were measured: F(2×2,3×3) stays within its bound, F(4×4,3×3) within six times
  * of it. `strict` therefore allows neither. */
@@ -22,25 +23,21 @@
 #include "base/checked.h"
 #include "candidates.h"
 #include "rewrite.h"
+#include "select_tiles.h"
 #include "winograd.h"
 
 /* Cycles that no one has to know exactly: what common cores do. */
 static const double multiply_adds_per_cycle = 2; /* of vectors */
-static const double bytes_per_cycle = 5.5;       /* of memory that two cores share; measured: 4.5 to 9 */
+static const double bytes_per_cycle = 5;         /* of memory that two cores share; measured: 4 to 9 */
 static const double latency = 8;                 /* multiply-adds in flight that keep the units busy */
-static const double busy = 0.8;                  /* share of the time that the units are busy in a product */
-static const double hidden_reading = 0.6;        /* share of the reading that direct convolution hides */
+static const double busy = 0.83;                 /* share of the time that the units are busy in a product */
 static const double least_gain = 0.9;            /* of direct's cost; the model is not better than that */
 /* a vector's transforms, by m: mostly loads and stores that miss the first-level cache */
 static const double input_vector[] = {[2] = 120, [4] = 290};
 static const double output_vector[] = {[2] = 75, [4] = 175};
-static const double filter_vector[] = {[2] = 110, [4] = 190};
+static const double filter_vector[] = {[2] = 150, [4] = 260};
 
-/* Larger batches share a pass over transformed filters among images, which hides more of the reading than is modelled.
- */
-enum { TRANSFORMING_BATCH = 4 };
-
-enum { FALLBACK_LANES = 16, FALLBACK_REGISTERS = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 3, ROWS_MAX = 28 };
+enum { FALLBACK_LANES = 16, FALLBACK_REGISTERS = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 4, ROWS_MAX = 28 };
 
 /* How a convolution would be done. */
 typedef struct WinogradPlan {
@@ -49,22 +46,27 @@ typedef struct WinogradPlan {
   int32_t block_tiles;   /* tiles of a register block */
   int32_t group_tiles;   /* tiles that share a pass over the filters */
   bool split;            /* the input's transform is a step of its own */
-  bool transforms;       /* the kernel transforms the filters; only when split */
+  bool panels;           /* panels of filters are the items, and every call transforms the input; not when split */
+  bool transforms;       /* the kernel transforms the filters; only when split, or with panels */
   int32_t channel_chunk; /* of channels at a time */
   double cost;           /* cycles an image */
 } WinogradPlan;
 
 typedef struct Machine {
   int32_t lanes, registers;
-  bool fma;
   double cache; /* second level, bytes */
 } Machine;
 
 static Machine describe_machine(const Target *target) {
-  if (target == NULL) return (Machine){FALLBACK_LANES, FALLBACK_REGISTERS, true, FALLBACK_CACHE};
-  return (Machine){target->vector_lanes, target->vector_registers, target->fma,
+  if (target == NULL) return (Machine){FALLBACK_LANES, FALLBACK_REGISTERS, FALLBACK_CACHE};
+  return (Machine){target->vector_lanes, target->vector_registers,
                    target->l2_bytes > 0 ? (double)target->l2_bytes : FALLBACK_CACHE};
 }
+
+/* The time that reading takes from computing which it could run beside. The closer the memory is to its limit, the less
+ * of a prefetch arrives in time: measured were 0.35 of the reading where it takes 0.44 of the time of the computing,
+ * 0.4 at 0.5, and all of it where it takes longer. */
+static double exposed_reading(double reading, double computing) { return reading * fmin(1, 0.8 * reading / computing); }
 
 /* Two vectors a panel, or three or one where no other division of the output channels fits exactly. */
 static int32_t choose_panel(int64_t vectors) {
@@ -73,10 +75,10 @@ static int32_t choose_panel(int64_t vectors) {
   return vectors == 1 ? 1 : 2;
 }
 
-/* Accumulators, a panel's vectors and a broadcast number fill the registers. Of nearly equal sizes the one is taken
- * that gives an even number of blocks, for the sake of two threads. */
+/* Accumulators, a panel's vectors and a broadcast number fill the registers but for one, as in direct convolution. Of
+ * nearly equal sizes the one is taken that gives an even number of blocks, for the sake of two threads. */
 static int32_t choose_block(const Machine *machine, int32_t vectors, int64_t tiles) {
-  int32_t most = (machine->registers - vectors - (machine->fma ? 1 : 2)) / vectors;
+  int32_t most = (machine->registers - vectors - 2) / vectors;
   if (most > ROWS_MAX) most = ROWS_MAX;
   if (most < 1) most = 1;
   if (tiles <= most) return most;
@@ -95,6 +97,12 @@ static int64_t choose_group(const Machine *machine, const WinogradPlan *plan, in
   if (filter_bytes / (tiles * bytes_per_cycle) > multiply) tiles *= 2;
   if (tiles > (double)all_tiles) return all_tiles;
   return tiles < plan->block_tiles ? plan->block_tiles : (int64_t)tiles;
+}
+
+/* Of one image, every call transforms the input for itself; of several, that is a step of its own. */
+static void divide_filters(WinogradPlan *plan, int64_t batch) {
+  plan->panels = batch == 1;
+  plan->split = !plan->panels;
 }
 
 /* Channels whose transformed filters fit the cache beside the image's tiles and products, and the filters that are
@@ -116,12 +124,12 @@ static WinogradPlan plan_transforming(const Node *node, WinogradPlan plan, const
       winograd_grid(plan.outputs, input->shape.dims[2], input->shape.dims[3], node->attrs.padding.values);
   double tiles = (double)(grid.rows * grid.columns), panel = plan.panel_vectors * machine->lanes;
   double positions = (plan.outputs + WINOGRAD_TAPS - 1) * (plan.outputs + WINOGRAD_TAPS - 1);
-  plan.transforms = plan.split = true;
+  plan.transforms = true;
+  divide_filters(&plan, batch);
   plan.cost = INFINITY;
   plan.channel_chunk =
       choose_chunk(machine, channels, positions * 4 * panel, positions * 4 * tiles * ((double)channels + panel));
-  bool fits = filter->layout.block == panel && vectors % plan.panel_vectors == 0 && vectors > plan.panel_vectors &&
-              batch <= TRANSFORMING_BATCH;
+  bool fits = filter->layout.block == panel && vectors % plan.panel_vectors == 0 && vectors > plan.panel_vectors;
   if (!fits || plan.channel_chunk == 0) return plan;
   double multiply = positions * tiles * (double)(channels * vectors) / multiply_adds_per_cycle;
   double parallel = fmin(plan.block_tiles, tiles) * plan.panel_vectors;
@@ -131,7 +139,8 @@ static WinogradPlan plan_transforming(const Node *node, WinogradPlan plan, const
   double making = filter_vector[plan.outputs] * (double)(channels * vectors);
   double transforms = tiles * (input_vector[plan.outputs] * (double)channels / machine->lanes +
                                output_vector[plan.outputs] * (double)vectors);
-  plan.cost = fmax(multiply / busy + making, reading) + transforms;
+  double computing = multiply / busy + making;
+  plan.cost = computing + exposed_reading(reading, computing) + transforms;
   return plan;
 }
 
@@ -146,7 +155,7 @@ static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machi
   plan.block_tiles = choose_block(machine, plan.panel_vectors, tiles);
   double filter_bytes = positions * 4 * (double)channels * (double)(padded * machine->lanes);
   double image_tiles = (double)tiles, images = (double)batch;
-  plan.split = tiles * batch <= SPLIT_BLOCKS * plan.block_tiles && padded / plan.panel_vectors > 1;
+  if (tiles * batch <= SPLIT_BLOCKS * plan.block_tiles && padded / plan.panel_vectors > 1) divide_filters(&plan, batch);
 
   double multiply = positions * image_tiles * (double)input->shape.dims[1] * (double)padded / multiply_adds_per_cycle;
   double parallel = fmin(plan.block_tiles, image_tiles * images) * plan.panel_vectors;
@@ -158,7 +167,7 @@ static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machi
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes * passes / bytes_per_cycle;
   double transforms = image_tiles * (input_vector[outputs] * (double)(channels / machine->lanes) +
                                      output_vector[outputs] * (double)vectors);
-  plan.cost = (batch > TRANSFORMING_BATCH ? fmax(multiply / busy, reading) : multiply / busy + reading) + transforms;
+  plan.cost = multiply / busy + exposed_reading(reading, multiply / busy) + transforms;
   return plan;
 }
 
@@ -183,7 +192,7 @@ static double direct_cost(const Node *node, const Machine *machine, int64_t batc
   double multiply = direct_taps(node) * channels * vectors / multiply_adds_per_cycle;
   double filter_bytes = taps * channels * vectors * machine->lanes * 4;
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes / ((double)batch * bytes_per_cycle);
-  return multiply / busy + (1 - hidden_reading) * reading;
+  return multiply / busy + exposed_reading(reading, multiply / busy);
 }
 
 /* 3×3, stride 1, all channels blocked, and filters that the prepare phase can transform. */
@@ -214,7 +223,9 @@ static void decide(Graph *graph, Node *node, const WinogradPlan *plan, double di
   if (chosen) {
     chosen_text = arena_format(arena, "%s, register blocks of %d tiles by %d vectors, %d tiles a pass%s", name,
                                (int)plan->block_tiles, (int)plan->panel_vectors, (int)plan->group_tiles,
-                               plan->split ? ", input transformed in a step of its own" : "");
+                               plan->split    ? ", input transformed in a step of its own"
+                               : plan->panels ? ", threads divide the filters"
+                                              : "");
     if (plan->transforms)
       chosen_text = arena_format(arena, "%s, filters transformed in the kernel, %d channels at a time", chosen_text,
                                  (int)plan->channel_chunk);
@@ -250,7 +261,7 @@ static bool apply(Rewrite *rewrite, Node *node, const WinogradPlan *plan, bool f
                                 .tile_pixels = plan->block_tiles,
                                 .tile_blocks = plan->panel_vectors,
                                 .channel_chunk = plan->channel_chunk,
-                                .row_chunk = plan->group_tiles};
+                                .row_chunk = plan->panels ? 0 : plan->group_tiles};
   return true;
 }
 
@@ -268,26 +279,32 @@ static void state_init(WinogradState *state, Graph *graph, const PassOptions *op
   rewrite_init(&state->rewrite, graph, options->scratch, diag);
 }
 
-/* F(2×2,3×3) and F(4×4,3×3), each with the input's transform in the kernel, in a step of its own, and there with
- * filters that the kernel transforms; see winograd_plans. */
+/* F(2×2,3×3) and F(4×4,3×3), each with items of tiles, with items of filters, and there with filters that the kernel
+ * transforms; see winograd_plans. */
 enum { PLAN_COUNT = 6 };
 
 static void winograd_plans(const Node *node, const Machine *machine, int64_t batch, WinogradPlan *out_plans) {
   for (int p = 0; p < PLAN_COUNT; p++) {
     const WinogradPlan planned = plan_winograd(node, p & 1 ? 4 : 2, machine, batch);
     out_plans[p] = planned;
-    if (p >= 4)
+    if (p >= 4) {
       out_plans[p] = plan_transforming(node, planned, machine, batch);
-    else
-      out_plans[p].split = p >= 2;
-    if (p < 4 && out_plans[p].split != planned.split) out_plans[p].cost = INFINITY; /* measuring may find otherwise */
+      continue;
+    }
+    const bool divides = planned.split || planned.panels;
+    out_plans[p].split = out_plans[p].panels = false;
+    if (p >= 2) divide_filters(&out_plans[p], batch);
+    if (divides != (p >= 2)) out_plans[p].cost = INFINITY; /* measuring may find otherwise */
   }
 }
 
 static const char *plan_name(Arena *arena, const WinogradPlan *plan) {
-  const char *name = arena_format(arena, "F(%dx%d,3x3), blocks of %d tiles by %d vectors, %d tiles a pass%s",
-                                  (int)plan->outputs, (int)plan->outputs, (int)plan->block_tiles,
-                                  (int)plan->panel_vectors, (int)plan->group_tiles, plan->split ? ", input apart" : "");
+  const char *name =
+      arena_format(arena, "F(%dx%d,3x3), blocks of %d tiles by %d vectors, %d tiles a pass%s", (int)plan->outputs,
+                   (int)plan->outputs, (int)plan->block_tiles, (int)plan->panel_vectors, (int)plan->group_tiles,
+                   plan->split    ? ", input apart"
+                   : plan->panels ? ", filters divided"
+                                  : "");
   return plan->transforms
              ? arena_format(arena, "%s, filters in the kernel, %d channels", name, (int)plan->channel_chunk)
              : name;
@@ -304,12 +321,51 @@ static int prefer_winograd(WinogradState *state, Node *node, const WinogradPlan 
   return chosen ? best : -1;
 }
 
+enum { TILES_PLAN = PLAN_COUNT };
+
+/* Multiply-adds of any filter. */
+static double any_direct_cost(const Node *node, const Machine *machine, int64_t batch) {
+  const int64_t *out = node->shape.dims, *filter = node->inputs[1]->shape.dims;
+  const double vectors = (double)ceil_div(out[1], machine->lanes), taps = (double)(filter[1] * filter[2] * filter[3]);
+  const double multiply = (double)(out[2] * out[3]) * taps * vectors / (multiply_adds_per_cycle * busy);
+  return multiply + exposed_reading(taps * (double)filter[0] * 4 / ((double)batch * bytes_per_cycle), multiply);
+}
+
+/* Adds tile registers to what can be done; `cost`: of what the model has chosen so far. */
+static void offer_tiles(CandidateList *list, Graph *graph, Node *node, const PassOptions *options, double cost) {
+  const double tiles = tiles_cost(node, largest_batch(graph, node), bytes_per_cycle, exposed_reading);
+  const KernelChoice choice = tiles_choice(node, options);
+  const char *name = arena_format(graph->arena, "halves in tile registers, %d rows an item", (int)choice.row_chunk);
+  candidates_add(list, name, choice, TILES_PLAN);
+  const bool chosen = tiles < least_gain * cost;
+  node_decide(graph, node, "select", chosen ? name : "without tile registers", chosen ? NULL : name,
+              chosen ? "Error of an output is at most 512 u sum|a||b|, measured 25; --precision default excludes it."
+                     : "The gain is too small.");
+  Decision *decision = node->decisions;
+  while (decision->next) decision = decision->next;
+  decision->cost = rint(chosen ? tiles : cost);
+  decision->rejected_cost = rint(chosen ? cost : tiles);
+  decision->unit = "cycles an image";
+  if (chosen) candidates_prefer(list, list->count - 1);
+}
+
+static bool apply_tiles(Rewrite *rewrite, Node *node, KernelChoice choice, bool filter_shared) {
+  Node *filter = node->inputs[1];
+  if (filter_shared) filter = rewrite_make(rewrite, OP_CONVERT, NULL, &filter->inputs[0], 1, node);
+  if (!filter) return false;
+  filter->layout = tiles_filter_layout();
+  node->inputs[1] = filter;
+  node->choice = choice;
+  return true;
+}
+
 /* One convolution: what can be done, what the model would do, what was measured. */
 static bool select_node(WinogradState *state, Node *node, const PassOptions *options, Diag *diag) {
   Graph *graph = state->rewrite.graph;
   CandidateList list = {.count = 0};
   WinogradPlan plans[PLAN_COUNT];
-  size_t taken;
+  const bool shared = state->uses[node->inputs[1]->id] > 1;
+  double cost = any_direct_cost(node, &state->machine, largest_batch(graph, node));
   candidates_direct(&list, graph, node);
   if (options->precision != PRECISION_STRICT && takes_winograd(node, &state->machine, state->prepared)) {
     const int64_t batch = largest_batch(graph, node);
@@ -320,13 +376,14 @@ static bool select_node(WinogradState *state, Node *node, const PassOptions *opt
       candidates_add(&list, plan_name(graph->arena, &plans[p]), node->choice, p);
       if (p == preferred) candidates_prefer(&list, list.count - 1);
     }
+    if (preferred >= 0) cost = plans[preferred].cost;
   }
+  if (tiles_possible(node, options, state->prepared)) offer_tiles(&list, graph, node, options, cost);
   if (list.count == 0) return true;
-  if (!candidates_take(graph, node, &list, options, diag, &taken)) return false;
-  const Candidate *candidate = &list.items[taken];
+  const Candidate *candidate = &list.items[candidates_take(graph, node, &list, options, diag)];
   node->choice = candidate->choice;
-  return candidate->plan < 0 ||
-         apply(&state->rewrite, node, &plans[candidate->plan], state->uses[node->inputs[1]->id] > 1);
+  if (candidate->plan == TILES_PLAN) return apply_tiles(&state->rewrite, node, candidate->choice, shared);
+  return candidate->plan < 0 || apply(&state->rewrite, node, &plans[candidate->plan], shared);
 }
 
 bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag) {
@@ -352,13 +409,15 @@ bool select_winograd_always(Graph *graph, const PassOptions *options, int32_t ou
     if (takes_winograd(node, &state.machine, state.prepared)) {
       int64_t batch = largest_batch(graph, node);
       WinogradPlan plan = plan_winograd(node, outputs, &state.machine, batch);
-      if (split == WINOGRAD_TRANSFORMING) {
+      if (split == WINOGRAD_TRANSFORMING || split == WINOGRAD_TRANSFORMING_PANELS) {
         plan.panel_vectors = node->inputs[1]->layout.block / state.machine.lanes;
         plan.block_tiles = choose_block(&state.machine, plan.panel_vectors, plan.block_tiles);
         plan = plan_transforming(node, plan, &state.machine, batch);
         plan.channel_chunk = plan.channel_chunk / 2 / state.machine.lanes * state.machine.lanes;
-      } else if (split != WINOGRAD_SPLIT_AS_PLANNED) {
-        plan.split = split == WINOGRAD_SPLIT_ALWAYS;
+      }
+      if (split != WINOGRAD_SPLIT_AS_PLANNED) {
+        plan.panels = split == WINOGRAD_PANELS || split == WINOGRAD_TRANSFORMING_PANELS;
+        plan.split = split == WINOGRAD_SPLIT_ALWAYS || split == WINOGRAD_TRANSFORMING;
       }
       if (!apply(&state.rewrite, node, &plan, state.uses[node->inputs[1]->id] > 1)) return false;
     }

@@ -8,12 +8,16 @@
  * algorithm costs less and the precision allows its error, or where another candidate was measured to be faster. */
 bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag);
 
-/* TRANSFORMING: split, with filters that the kernel transforms, half of the channels at a time where that fits. */
+/* PANELS: every call transforms the images that its panels of filters are multiplied with. TRANSFORMING: split, and
+ * TRANSFORMING_PANELS: with panels, with filters that the kernel transforms, half of the channels at a time where that
+ * fits. */
 typedef enum WinogradSplit {
   WINOGRAD_SPLIT_AS_PLANNED,
   WINOGRAD_SPLIT_ALWAYS,
   WINOGRAD_SPLIT_NEVER,
-  WINOGRAD_TRANSFORMING
+  WINOGRAD_PANELS,
+  WINOGRAD_TRANSFORMING,
+  WINOGRAD_TRANSFORMING_PANELS
 } WinogradSplit;
 
 /* The same for every convolution that can be computed so, whatever it costs: F(outputs×outputs,3×3), outputs 2 or 4.

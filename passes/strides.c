@@ -50,7 +50,8 @@ static bool fill_strides(int32_t rank, const int64_t *extents, int64_t inner, in
 static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
   const Shape *shape = &node->shape;
   int32_t rank = shape->rank;
-  int64_t block = node->layout.block, element = data_type_bytes(node->dtype), extents[SHAPE_MAX_RANK], total, inner = 1;
+  int64_t block = node->layout.block, extents[SHAPE_MAX_RANK], total, inner = 1;
+  const int64_t element = layout_stored_bytes(node->layout, node->dtype);
   bool batched = shape_batched(shape);
   if (winograd_outputs(node->layout.kind) > 0) {
     const int64_t padding[4] = {halo->side[TOP], halo->side[LEFT], halo->side[BOTTOM], halo->side[RIGHT]};
@@ -64,6 +65,7 @@ static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
       inner = block;
       break;
     case LAYOUT_FILTER_BLOCK:
+    case LAYOUT_FILTER_HALVES:
     case LAYOUT_MATRIX_BLOCK:
       extents[0] = ceil_div(extents[0], block);
       inner = block;
@@ -169,7 +171,7 @@ static bool same_strides(const Node *a, const Node *b) {
 static bool is_view(const Node *node, bool training) {
   if (node->epilogue_count || node->input_count != 1) return false;
   const Node *value = node->inputs[0];
-  if (value->dtype != node->dtype) return false;
+  if (value->dtype != node->dtype || value->layout.element != node->layout.element) return false;
   switch (node->op) {
     case OP_RESHAPE:
     case OP_FLATTEN:
@@ -211,15 +213,16 @@ static bool passes_storage_on(const Node *node) { return node->op == OP_IDENTITY
  * of its own, the padding is that of the convolution that reads its tiles. */
 static void cover_tiles(const Node *node, Halo *halos) {
   bool tiles = node->op == OP_CONVERT && layout_is_winograd_tiles(node->layout.kind);
-  bool fused = node->op == OP_CONV2D && winograd_outputs(node->inputs[1]->layout.kind) > 0 &&
-               !layout_is_winograd_tiles(node->inputs[0]->layout.kind);
-  if (!tiles && !fused) return;
+  int32_t outputs = tiles                     ? winograd_outputs(node->layout.kind)
+                    : node->op == OP_CONV2D ? algorithm_winograd_outputs(node->choice.algorithm)
+                                            : 0;
+  if (outputs == 0 || (!tiles && layout_is_winograd_tiles(node->inputs[0]->layout.kind))) return;
   const Node *input = node->inputs[0];
   const int32_t *side = halos[node->id].side;
   const int64_t of_reader[4] = {side[TOP], side[LEFT], side[BOTTOM], side[RIGHT]};
   int64_t reach[4];
-  winograd_reach(winograd_outputs(tiles ? node->layout.kind : node->inputs[1]->layout.kind), input->shape.dims[2],
-                 input->shape.dims[3], tiles ? of_reader : node->attrs.padding.values, reach);
+  winograd_reach(outputs, input->shape.dims[2], input->shape.dims[3], tiles ? of_reader : node->attrs.padding.values,
+                 reach);
   halo_cover(&halos[input->id], reach);
 }
 
@@ -284,7 +287,7 @@ static void decide_storage(Graph *graph, Node *node, const Halo *halo) {
 /* Strides, halo and extent are those of the whole; only where the value begins is its own. */
 static bool place_in_concat(Node *node, const Placement *placement, const Halo *halo) {
   lay_out(placement->into, halo, &node->storage); /* it has been found to fit, or will be reported */
-  node->storage.delta = placement->channel * node->storage.stride[1] * data_type_bytes(node->dtype);
+  node->storage.delta = placement->channel * node->storage.stride[1] * layout_stored_bytes(node->layout, node->dtype);
   return true;
 }
 

@@ -15,7 +15,7 @@
 typedef struct Places {
   Placement *by_id;
   const bool *prepared, *output;
-  int64_t unit; /* elements: joined channels begin at multiples, where kernels read and write whole vectors */
+  int64_t unit; /* f32 elements: joined channels begin at multiples, where kernels read and write whole vectors */
 } Places;
 
 /* The value whose kernel writes the piece, behind reshapes. */
@@ -88,12 +88,14 @@ static bool can_place_channels(const Places *places, const Node *concat, int32_t
 /* A kernel that reads whole blocks of channels would read what follows a piece: pieces fill their blocks. */
 static void place_channels(Places *places, Node *concat) {
   const int64_t block = concat->layout.kind == LAYOUT_CHANNEL_BLOCK ? concat->layout.block : 1;
+  const int64_t unit =
+      places->unit * data_type_bytes(concat->dtype) / layout_stored_bytes(concat->layout, concat->dtype);
   int64_t first = 0, inner = 1;
   for (int32_t d = 2; d < concat->shape.rank && concat->layout.kind != LAYOUT_CHANNEL_LAST; d++)
     inner *= concat->shape.dims[d];
   for (int32_t i = 0; i < concat->op_input_count; i++) {
     const int64_t channels = concat->inputs[i]->shape.dims[1];
-    if (!can_place_channels(places, concat, i) || channels % block != 0 || first * inner % places->unit != 0) return;
+    if (!can_place_channels(places, concat, i) || channels % block != 0 || first * inner % unit != 0) return;
     first += channels;
   }
   first = 0;

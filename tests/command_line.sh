@@ -1,27 +1,6 @@
 #!/usr/bin/env bash
 # The kiln program as others script it: every verb, exit codes, messages, files. Usage: command_line.sh BUILD_DIR
-set -euo pipefail
-source=$(cd "$(dirname "$0")/.." && pwd)
-build=$(cd "$1" && pwd)
-kiln=$build/kiln
-examples=$source/examples
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-unset KILN_CACHE
-export KILN_CACHE_DIR=$work/cache
-count=0
-
-fail() { printf 'FAILED: %s\n' "$*"; [ -s output ] && cat output; exit 1; }
-# expect CODE PATTERN COMMAND…: runs it, checks the exit code and that its output (both streams) matches
-expect() {
-  local code=$1 pattern=$2 found=0
-  shift 2
-  "$@" >output 2>&1 || found=$?
-  [ "$found" -eq "$code" ] || fail "exit code $found, expected $code: $*"
-  [ -z "$pattern" ] || grep -Eq -- "$pattern" output || fail "no '$pattern' in the output of: $*"
-  count=$((count + 1))
-}
+source "$(dirname "$0")/support.sh"
 
 # --- help and usage
 expect 0 'Usage: kiln VERB' $kiln --help
@@ -49,7 +28,8 @@ expect 2 'expected at most 1 argument, found 2' $kiln ops conv2d pad
 expect 2 'strict, default or fast' $kiln run "$examples/simple_net.json" --precision exact
 
 # --- standard output: a reader that goes away is no failure, a full disk is, a closed stream harms no file
-for command in "summary $examples/resnet34.json" "explain $examples/resnet18.json" "run --help" ops --version; do
+for command in "summary $examples/resnet34.json" "explain $examples/resnet18.json" "run --help" ops --version \
+  "compile $examples/simple_cnn10_bn.json --emit llvm"; do
   for sink in "| true" "| head -1"; do
     expect 0 '' bash -c "set -o pipefail; $kiln $command $sink"
     [ "$(wc -l <output)" -le 1 ] || fail "a message for an early end: $command $sink"
@@ -311,6 +291,7 @@ expect 0 '^net\.tuning: 5 different kernels of simple_cnn10_bn measured' $kiln t
 [ "$(wc -l <net.tuning)" -eq 6 ] || fail "expected a line for the machine and one per kernel"
 expect 0 'select: measured: direct, .* us' $kiln explain "$net" --batch 2 --tuning net.tuning --locked
 expect 1 "error: '.*' \((conv2d|linear)\) was not measured: net\.tuning has no times of" $kiln explain "$net" --batch 3 --tuning net.tuning --locked
+[ "$(grep -c 'was not measured' output)" -eq 5 ] || fail "not all kernels without times are named"
 expect 0 '' $kiln explain "$net" --batch 3 --tuning net.tuning
 expect 0 'different kernels' $kiln tune "$net" --batch 3 --rounds 1 -o net.tuning
 [ "$(wc -l <net.tuning)" -eq 11 ] || fail "times that stood in the file are gone"

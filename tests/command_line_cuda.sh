@@ -1,27 +1,7 @@
 #!/usr/bin/env bash
 # The kiln program on the emulated GPU: verbs, messages, libraries. Usage: command_line_cuda.sh BUILD_DIR
-set -euo pipefail
-source=$(cd "$(dirname "$0")/.." && pwd)
-build=$(cd "$1" && pwd)
-kiln=$build/kiln
-examples=$source/examples
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-unset KILN_CACHE
-export KILN_CACHE_DIR=$work/cache KILN_NVRTC=$build/libfake_nvrtc.so KILN_CUDA_DRIVER=$build/libfake_cuda.so
-count=0
-
-fail() { printf 'FAILED: %s\n' "$*"; [ -s output ] && cat output; exit 1; }
-# expect CODE PATTERN COMMAND…: runs it, checks the exit code and that its output (both streams) matches
-expect() {
-  local code=$1 pattern=$2 found=0
-  shift 2
-  "$@" >output 2>&1 || found=$?
-  [ "$found" -eq "$code" ] || fail "exit code $found, expected $code: $*"
-  [ -z "$pattern" ] || grep -Eq -- "$pattern" output || fail "no '$pattern' in the output of: $*"
-  count=$((count + 1))
-}
+source "$(dirname "$0")/support.sh"
+use_emulated_gpu
 
 small=$examples/simple_cnn10_bn.json
 $kiln init "$small" --seed 3 -o w.safetensors >/dev/null
@@ -54,6 +34,32 @@ expect 0 'kernels compared' env KILN_EMULATOR_ARCH=75 $kiln verify "$small" --we
 expect 1 'differs from the interpreter' $kiln verify "$small" --weights w.safetensors --device cuda --math bf16
 expect 0 'kernels compared' $kiln verify "$small" --weights w.safetensors --device cuda --math bf16 --tolerance 0.03
 expect 0 'kernels compared' $kiln verify "$small" --weights w.safetensors --device cuda --batch 2 --hook '*:activation:stats'
+# images in 16 bits beside ones that stay f32: channels that are no multiple of 8, ops that do not know 16 bits, outputs
+cat >mixed.json <<'END'
+{ "kiln": 1, "name": "mixed", "inputs": { "image": { "shape": ["N", 3, 12, 10] } },
+  "layers": [
+    { "op": "conv2d", "name": "stem", "out_channels": 24, "kernel": 3, "padding": 1 },
+    { "op": "gelu", "name": "act" },
+    { "op": "conv2d", "name": "a", "in": "act", "out_channels": 12, "kernel": 1 },
+    { "op": "conv2d", "name": "b", "in": "act", "out_channels": 16, "kernel": 3, "padding": 1 },
+    { "op": "conv2d", "name": "c", "in": "act", "out_channels": 12, "kernel": 1 },
+    { "op": "concat", "name": "joined", "in": ["a", "b", "c"] },
+    { "op": "conv2d", "name": "d", "in": "joined", "out_channels": 32, "kernel": 3, "padding": 1, "groups": 2 },
+    { "op": "upsample", "name": "up", "in": "b", "scale": 2, "mode": "bilinear" },
+    { "op": "avg_pool2d", "name": "down", "in": "up", "kernel": 2, "stride": 2 },
+    { "op": "concat", "name": "both", "in": ["d", "down"] },
+    { "op": "pad", "name": "padded", "in": "both", "padding": [1, 2, 0, 1] },
+    { "op": "conv_transpose2d", "name": "t", "in": "padded", "out_channels": 8, "kernel": 2, "stride": 2 },
+    { "op": "softmax", "name": "s", "in": "t", "dim": 1 },
+    { "op": "conv2d", "name": "g", "in": "s", "out_channels": 8, "kernel": 3 },
+    { "op": "adaptive_avg_pool2d" }, { "op": "flatten" }, { "op": "linear", "name": "logits", "out_features": 5 } ],
+  "outputs": ["logits", "s", "both"] }
+END
+$kiln init mixed.json --seed 2 -o mixed.safetensors >/dev/null
+expect 0 'kernels compared' env KILN_EMULATOR_OPTIMIZE=0 $kiln verify mixed.json --weights mixed.safetensors --device cuda --batch 2 --math fp16 \
+  --tolerance 0.003 --hook 'joined:activation:stats'
+expect 0 'joined +f32.N,40,12,10. nhwc_f16 .* concat' $kiln compile mixed.json --target cuda --arch sm_90 --math fp16 --emit plan
+expect 0 'channels last, kept in bf16; rejected' $kiln explain mixed.json --target cuda --arch sm_90 --math bf16
 
 # --- running and timing
 python3 -c 'import struct,sys
@@ -126,5 +132,20 @@ expect 1 'holds no weights' $kiln run caller.so --input image=image.npy
 expect 0 '' $kiln run caller.so --weights w.safetensors --input image=image.npy --output logits=library.npy
 cmp gpu.npy library.npy || fail "weights of the caller give another result"
 expect 1 'expected mode embed or caller' $kiln compile "$small" --weights w.safetensors --target cuda --arch sm_90 --weights-mode file -o file.so
+
+# --- a training step as a library: the same host trains with either
+sed -e 's/BATCH = 32, STEPS = 80/BATCH = 4, STEPS = 3/' -e 's/step % 10 == 0/step > 1/' "$source/examples/host/train.c" >train.c
+grep -q 'BATCH = 4, STEPS = 3' train.c && grep -q 'step > 1' train.c || fail "the host that trains has changed"
+for kind in cpu gpu; do
+  target=(--target cuda --arch sm_90)
+  [ $kind = gpu ] || target=()
+  expect 0 'kernels' env KILN_EMULATOR_OPTIMIZE=0 $kiln compile "$small" --train --optimizer adam --batch 4 --precision strict "${target[@]}" \
+    -o $kind/libsimple_cnn10_bn_train.so
+  cc -std=c11 -Wall -Wextra -Werror -D_POSIX_C_SOURCE=200809L train.c -I$kind -L$kind -lsimple_cnn10_bn_train -lm -o $kind/train
+  LD_LIBRARY_PATH=$kind $kind/train >$kind.txt || fail "the host of the training step for a $kind fails"
+done
+[ "$(wc -l <gpu.txt)" -eq 3 ] || fail "not three steps: $(cat gpu.txt)"
+paste cpu.txt gpu.txt | awk '{ if (!(($4 - $8) ^ 2 < 4e-6)) exit 1 }' ||
+  fail "training with the libraries for GPU and processor differs: $(paste cpu.txt gpu.txt)"
 
 echo "$count commands behave as documented"

@@ -75,6 +75,19 @@ EmulatedKernel *emulated_kernel(Arena *arena, const char *text, bool last, int32
   return kernel;
 }
 
+static void pack(PlanTensor *tensor, DataType element) {
+  if ((tensor->layout.kind != LAYOUT_CHANNEL_LAST && tensor->layout.kind != LAYOUT_FILTER_LAST) ||
+      tensor->shape.dims[1] % 8 != 0)
+    return;
+  tensor->layout.element = element;
+  tensor->storage.bytes /= 2;
+}
+
+void emulated_pack(EmulatedKernel *kernel, DataType element) {
+  pack(&kernel->kernel->output, element);
+  for (int32_t i = 0; i < kernel->kernel->input_count; i++) pack(&kernel->kernel->inputs[i], element);
+}
+
 void emulated_begin(EmulatedKernel *kernel) {
   kernel->emit = (CudaEmit){.arena = kernel->arena,
                             .target = &kernel->target,
@@ -194,11 +207,12 @@ static int64_t element_offset(const PlanTensor *tensor, const int64_t *index) {
 }
 
 /* Filters' padding is zeros. */
-static void write_operand(const PlanTensor *tensor, const Tensor *value, float *buffer) {
+static void write_operand(const PlanTensor *tensor, const Tensor *value, void *buffer) {
   int64_t index[SHAPE_MAX_RANK] = {0}, at = 0;
+  Tensor stored = {.dtype = layout_stored_type(tensor->layout, DTYPE_F32), .data = buffer};
   if (tensor->layout.kind == LAYOUT_FILTER_LAST) memset(buffer, 0, buffer_bytes(tensor, 1));
   do {
-    buffer[element_offset(tensor, index)] = (float)tensor_get(value, at++);
+    tensor_set(&stored, element_offset(tensor, index), tensor_get(value, at++));
   } while (hand_next(&value->shape, index));
 }
 
@@ -218,13 +232,14 @@ static const char *run_launches(EmulatedKernel *kernel, const Module *module, vo
   return failure;
 }
 
-static float *read_output(Arena *arena, const PlanTensor *tensor, int64_t batch, const float *buffer) {
+static float *read_output(Arena *arena, const PlanTensor *tensor, int64_t batch, void *buffer) {
+  const Tensor stored = {.dtype = layout_stored_type(tensor->layout, DTYPE_F32), .data = buffer};
   const Shape shape = concrete(tensor, batch);
   int64_t elements = 0, index[SHAPE_MAX_RANK] = {0}, at = 0;
   shape_elements(&shape, batch, &elements);
   float *values = arena_array(arena, (size_t)elements, float);
   do {
-    values[at++] = buffer[element_offset(tensor, index)];
+    values[at++] = (float)tensor_get(&stored, element_offset(tensor, index));
   } while (hand_next(&shape, index));
   return values;
 }

@@ -24,6 +24,8 @@ typedef struct EmulatedKernel {
  * filters in `channel_block` (1: dense); else everything is plain. NULL after printing the messages. */
 EmulatedKernel *emulated_kernel(Arena *arena, const char *text, bool last, int32_t channel_block, const char *arch,
                                 MathMode math);
+/* Keeps images and filters with channels last in 16 bits, where the channels are a multiple of 8. */
+void emulated_pack(EmulatedKernel *kernel, DataType element);
 /* An empty text for it, to be filled by a generator. */
 void emulated_begin(EmulatedKernel *kernel);
 /* By the op's own generator. */

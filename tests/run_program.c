@@ -144,6 +144,16 @@ double test_excess(const Tensor *actual, const EvalTensor *expected, const EvalT
   return worst;
 }
 
+double test_relative_error(const Tensor *actual, const EvalTensor *expected) {
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < tensor_elements(actual); i++) {
+    double error = tensor_get(actual, i) - expected->data[i];
+    difference += error * error;
+    norm += expected->data[i] * expected->data[i];
+  }
+  return norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+}
+
 /* --- running ----------------------------------------------------------------------------------------- */
 
 /* Where operands live between steps. */
@@ -257,24 +267,31 @@ static bool run_on_device(const TestDevice *device, size_t kernel, const kiln_ca
   return done;
 }
 
+/* The output, inputs and results of reductions of the output. */
+static const PlanTensor *step_tensor(const PlanKernel *kernel, int32_t operand) {
+  if (operand == 0) return &kernel->output;
+  const int32_t reduction = operand - 1 - kernel->input_count;
+  return reduction < 0 ? &kernel->inputs[operand - 1] : &kernel->reductions[reduction].output;
+}
+
 static bool run_step(Home *home, const kiln_step *step, const PlanKernel *kernel, int32_t chunks, bool at_end) {
   Piece pieces[KILN_MAX_OPERANDS];
   void *operands[KILN_MAX_OPERANDS];
   size_t count = 0;
-  if (step->operand_count != (uint32_t)kernel->input_count + 1 || step->operand_count > KILN_MAX_OPERANDS) {
-    fprintf(stderr, "step '%s' has %u operands, the plan's kernel %d\n", step->name, step->operand_count,
-            kernel->input_count + 1);
+  const uint32_t inputs = (uint32_t)kernel->input_count, planned = 1 + inputs + (uint32_t)kernel->reduction_count;
+  if (step->operand_count != planned || step->operand_count > KILN_MAX_OPERANDS) {
+    fprintf(stderr, "step '%s' has %u operands, the plan's kernel %u\n", step->name, step->operand_count, planned);
     return false;
   }
   for (uint32_t i = 0; i < step->operand_count; i++) {
-    const PlanTensor *tensor = i == 0 ? &kernel->output : &kernel->inputs[i - 1];
+    const PlanTensor *tensor = step_tensor(kernel, (int32_t)i);
     size_t size = operand_bytes(tensor, home->batch);
     operands[i] = operand_address(home, &step->operands[i]);
     if (operands[i] == NULL && size > 0) {
       fprintf(stderr, "step '%s': operand %u has no memory\n", step->name, i);
       return false;
     }
-    if (size > 0) pieces_add(pieces, &count, operands[i], size, i == 0);
+    if (size > 0) pieces_add(pieces, &count, operands[i], size, i == 0 || i > inputs);
   }
   const TestDevice *device = home->program->device;
   for (size_t i = 0; i < count; i++) {
@@ -284,12 +301,14 @@ static bool run_step(Home *home, const kiln_step *step, const PlanKernel *kernel
   for (uint32_t i = 0; i < step->operand_count; i++) operands[i] = piece_address(pieces, count, operands[i]);
   bool in_place = false;
   size_t output_size = operand_bytes(&kernel->output, home->batch);
-  for (uint32_t i = 1; i < step->operand_count; i++) {
+  for (uint32_t i = 1; i <= inputs; i++) {
     char *begin = operands[i], *output = operands[0];
     size_t size = operand_bytes(&kernel->inputs[i - 1], home->batch);
     in_place = in_place || (begin != NULL && begin < output + output_size && output < begin + size);
   }
   if (!in_place && output_size > 0) poison(home, kernel, operands[0]);
+  for (uint32_t i = 1 + inputs; i < planned; i++)
+    memset(operands[i], 0xFF, operand_bytes(step_tensor(kernel, (int32_t)i), home->batch));
 
   bool clean = true;
   int64_t stride = round_up(step->scratch_bytes, KILN_ALIGNMENT);

@@ -85,5 +85,7 @@ bool test_program_eval(TestProgram *program, const Graph *graph, EvalResult *out
 /* Largest |actual − expected| − tolerance·magnitude over all elements, NaN counting as infinite; `magnitude` NULL
  * means 1 everywhere. Not positive: all within tolerance. */
 double test_excess(const Tensor *actual, const EvalTensor *expected, const EvalTensor *magnitude, double tolerance);
+/* The L2 norm of the difference by that of what is expected; where that is 0, of the difference alone. */
+double test_relative_error(const Tensor *actual, const EvalTensor *expected);
 
 #endif

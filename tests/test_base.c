@@ -456,14 +456,19 @@ static void reading_without_memory_closes_the_file(void **state) {
 
 /* --- types and tensors ----------------------------------------------------------------------------- */
 
-static void check_layout(Arena *arena, const char *name, LayoutKind kind, int32_t block) {
+static void check_element(Arena *arena, const char *name, LayoutKind kind, int32_t block, DataType element) {
   Layout layout;
   assert_true(layout_parse(name, &layout));
-  assert_true(layout_equal(layout, (Layout){kind, block}));
+  assert_true(layout_equal(layout, (Layout){kind, block, element}));
+  assert_int_equal(layout_stored_bytes(layout, DTYPE_F32), element == DTYPE_F32 ? 4 : 2);
   Text text;
   text_init(&text, arena);
   layout_print(&text, layout);
   assert_string_equal(text.data, name);
+}
+
+static void check_layout(Arena *arena, const char *name, LayoutKind kind, int32_t block) {
+  check_element(arena, name, kind, block, DTYPE_F32);
 }
 
 static void layouts_round_trip(void **state) {
@@ -475,8 +480,10 @@ static void layouts_round_trip(void **state) {
   check_layout(arena, "oihw32o", LAYOUT_FILTER_BLOCK, 32);
   check_layout(arena, "oi32o", LAYOUT_MATRIX_BLOCK, 32);
   check_layout(arena, "c16", LAYOUT_VECTOR_BLOCK, 16);
+  check_element(arena, "nhwc_bf16", LAYOUT_CHANNEL_LAST, 0, DTYPE_BF16);
+  check_element(arena, "ohwi8_f16", LAYOUT_FILTER_LAST, 8, DTYPE_F16);
   static const char *const bad[] = {"",      "nchw", "nchw16", "nchw0c", "nchw016c", "nchw99999999999c",
-                                    "nhwc1", "c",    "c16x"};
+                                    "nhwc1", "c",    "c16x",   "nhwc_",  "nhwc_f32", "nhwc_bf16x"};
   Layout layout;
   for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) assert_false(layout_parse(bad[i], &layout));
 }

@@ -1,40 +1,17 @@
 /* Kernels of batch-blocked values against the interpreter: the lines of the table of ops that they take, and more, with
  * batches around multiples of a block, between guard pages, in several chunks. Images behind the last one repeat it. */
-#include <math.h>
-
 #include "base/checked.h"
 #include "codegen.h"
-#include "eval.h"
 #include "guarded.h"
 #include "hand_plan.h"
-#include "op_cases.h"
-#include "support.h"
+#include "kernel_trial.h"
 
-static const char *const isas[] = {"x86-64-v4", "x86-64-v3", "x86-64-v2", "aarch64"};
 static const int64_t batches[] = {1, 3, 16, 17, 33};
 static const int32_t input_halo[4] = {5, 6, 5, 7}, output_halo[4] = {2, 1, 0, 3};
 
-enum { MAX_BUFFERS = 16, MAX_CHUNKS = 16, MAX_BATCH = 33 };
-
-typedef struct Trial {
-  Fixture *fixture;
-  const char *label;
-  const Target *target;
-  Graph *graph;
-  Node *node;
-  TensorList inputs;
-  int64_t batch;
-  bool exact;
-  PlanKernel *kernel;
-  const kiln_program *program;
-} Trial;
+enum { MAX_BATCH = 33 };
 
 /* --- memory ------------------------------------------------------------------------------------------- */
-
-static Shape concrete(Shape shape, int64_t batch) {
-  if (shape_batched(&shape)) shape.dims[0] = batch;
-  return shape;
-}
 
 static bool is_blocked(const PlanTensor *tensor) { return tensor->layout.kind == LAYOUT_BATCH_BLOCK; }
 
@@ -44,15 +21,15 @@ static int64_t rounded(const PlanTensor *tensor, int64_t batch) {
   return is_blocked(tensor) ? round_up(batch, tensor->layout.block) : batch;
 }
 
-static float *make_buffer(const PlanTensor *tensor, int64_t batch, bool at_end) {
+static void *make_buffer(const PlanTensor *tensor, int64_t batch, bool at_end) {
   return guarded_alloc((size_t)(tensor->storage.bytes * rounded(tensor, batch)), at_end);
 }
 
 /* Fills memory from dense values, the last image repeated, zeros around. */
-static float *make_input(const PlanTensor *tensor, int64_t batch, const Tensor *value, bool at_end) {
+static void *make_input(const PlanTensor *tensor, int64_t batch, const Tensor *value, bool at_end) {
   float *buffer = make_buffer(tensor, batch, at_end);
   memset(buffer, 0, (size_t)(tensor->storage.bytes * rounded(tensor, batch)));
-  Shape shape = concrete(tensor->shape, rounded(tensor, batch)), real = concrete(tensor->shape, batch);
+  Shape shape = trial_shape(tensor->shape, rounded(tensor, batch)), real = trial_shape(tensor->shape, batch);
   int64_t index[SHAPE_MAX_RANK] = {0}, count, image = 1;
   assert_true(shape_elements(&shape, 1, &count));
   for (int32_t d = 1; d < shape.rank; d++) image *= shape.dims[d];
@@ -65,11 +42,12 @@ static float *make_input(const PlanTensor *tensor, int64_t batch, const Tensor *
 }
 
 /* The output as dense values; its halo is zero, and images behind the last one repeat it. */
-static Tensor read_output(const Trial *trial, const float *buffer) {
+static Tensor read_output(const Trial *trial, void *memory) {
+  const float *buffer = memory;
   const PlanTensor *out = &trial->kernel->output;
   const int32_t *halo = out->storage.halo;
-  Tensor result = tensor_create(trial->fixture->arena, "y", DTYPE_F32, concrete(out->shape, trial->batch));
-  Shape shape = concrete(out->shape, rounded(out, trial->batch));
+  Tensor result = tensor_create(trial->fixture->arena, "y", DTYPE_F32, trial_shape(out->shape, trial->batch));
+  Shape shape = trial_shape(out->shape, rounded(out, trial->batch));
   int64_t index[SHAPE_MAX_RANK] = {0}, count, real = tensor_elements(&result);
   assert_true(shape_elements(&shape, 1, &count));
   for (int64_t i = 0; i < count; i++, hand_next(&shape, index)) {
@@ -96,79 +74,8 @@ static Tensor read_output(const Trial *trial, const float *buffer) {
   return result;
 }
 
-/* --- running ------------------------------------------------------------------------------------------ */
-
-static int run_backwards(void *pool, kiln_task task, void *context, int64_t count) {
-  int64_t chunks = *(const int64_t *)pool;
-  for (int64_t chunk = chunks; chunk-- > 0;)
-    task(context, (uint32_t)chunk, count * chunk / chunks, count * (chunk + 1) / chunks);
-  return 0;
-}
-
-static Tensor run_once(Trial *trial, int64_t chunks, bool at_end) {
-  const PlanKernel *kernel = trial->kernel;
-  float *buffers[MAX_BUFFERS];
-  struct {
-    kiln_io io;
-    void *ports[MAX_BUFFERS];
-  } call = {.io = {.batch = trial->batch, .threads = MAX_CHUNKS, .parallel_for = run_backwards, .pool = &chunks}};
-  for (int32_t i = 0; i < kernel->input_count; i++) {
-    const Tensor *value = tensor_find(&trial->inputs, kernel->inputs[i].name);
-    assert_non_null(value);
-    call.ports[i] = buffers[i] = make_input(&kernel->inputs[i], trial->batch, value, at_end);
-  }
-  call.ports[kernel->input_count] = buffers[kernel->input_count] = make_buffer(&kernel->output, trial->batch, at_end);
-  const kiln_weights weights = {.program = trial->program};
-  char *scratch = guarded_alloc((size_t)(trial->program->scratch_bytes * MAX_CHUNKS), true);
-  assert_int_equal(trial->program->run(&weights, scratch, &call.io), KILN_OK);
-  guarded_free(scratch);
-  Tensor result = read_output(trial, buffers[kernel->input_count]);
-  for (int32_t i = 0; i <= kernel->input_count; i++) guarded_free(buffers[i]);
-  return result;
-}
-
-static void compare(const Trial *trial, const Tensor *actual, const EvalTensor *expected) {
-  double squares = 0, errors = 0;
-  for (int64_t i = 0; i < tensor_elements(actual); i++) {
-    double value = tensor_get(actual, i), wanted = expected->data[i];
-    bool same = value == wanted || (isnan(value) && isnan(wanted));
-    if (!same && (trial->exact || !isfinite(value) || !isfinite(wanted)))
-      fail_msg("%s on %s, batch %d: element %d is %.9g, expected %.9g", trial->label, trial->target->isa,
-               (int)trial->batch, (int)i, value, wanted);
-    if (!isfinite(wanted)) continue;
-    squares += wanted * wanted;
-    errors += (value - wanted) * (value - wanted);
-  }
-  if (sqrt(errors) > 3e-6 * sqrt(squares) + 1e-30)
-    fail_msg("%s on %s, batch %d: relative error %g", trial->label, trial->target->isa, (int)trial->batch,
-             sqrt(errors / squares));
-}
-
-static void check_trial(Trial *trial) {
-  Fixture *fixture = trial->fixture;
-  EvalResult expected;
-  if (!graph_eval(trial->graph, &trial->inputs, &trial->inputs, fixture->arena, fixture->diag, &expected))
-    fail_msg("%s: %s", trial->label, diag_text(fixture->diag, fixture->arena));
-  Tensor whole = run_once(trial, 1, true);
-  compare(trial, &whole, &expected.values[trial->node->id]);
-  static const int64_t chunks[] = {2, 3, MAX_CHUNKS};
-  for (size_t i = 0; i < sizeof chunks / sizeof *chunks; i++) {
-    Tensor parts = run_once(trial, chunks[i], i == 1);
-    if (memcmp(whole.data, parts.data, (size_t)tensor_bytes(&whole)) != 0)
-      fail_msg("%s on %s, batch %d: %d chunks give another result", trial->label, trial->target->isa, (int)trial->batch,
-               (int)chunks[i]);
-  }
-}
-
-static void fill_trial(Trial *trial, OpCaseFill fill, int64_t batch) {
-  TensorList inputs, parameters;
-  Arena *arena = trial->fixture->arena;
-  trial->batch = batch;
-  op_case_fill(trial->graph, batch, fill, 7, arena, &inputs, &parameters);
-  trial->inputs = (TensorList){arena_array(arena, inputs.count + parameters.count, Tensor), 0};
-  for (size_t i = 0; i < inputs.count; i++) trial->inputs.items[trial->inputs.count++] = inputs.items[i];
-  for (size_t i = 0; i < parameters.count; i++) trial->inputs.items[trial->inputs.count++] = parameters.items[i];
-}
+static const int64_t chunks[] = {2, 3, 16, 0};
+static const TrialMemory batch_memory = {make_buffer, make_input, read_output, MAX_BATCH, chunks};
 
 /* --- the table of ops --------------------------------------------------------------------------------- */
 
@@ -236,11 +143,9 @@ static PlanTensor make_tensor(const char *name, const Node *value, bool blocked,
 
 static void build_trial(Trial *trial, const int32_t *halo_in, const int32_t *halo_out, bool plain_input,
                         bool plain_output) {
-  Arena *arena = trial->fixture->arena;
-  Diag *diag = trial->fixture->diag;
   const Node *node = trial->node;
   int32_t block = trial->target->vector_lanes;
-  PlanTensor inputs[MAX_BUFFERS];
+  PlanTensor inputs[TRIAL_MAX_OPERANDS];
   for (int32_t i = 0; i < node->input_count; i++) {
     const Node *value = node->inputs[i];
     inputs[i] =
@@ -248,24 +153,16 @@ static void build_trial(Trial *trial, const int32_t *halo_in, const int32_t *hal
   }
   PlanTensor output =
       make_tensor("y", node, shape_batched(&node->shape) && !plain_output, block, halo_out, SPACE_OUTPUT, 0);
-  trial->kernel = hand_kernel(arena, node->op, output, inputs, node->input_count);
-  trial->kernel->op_input_count = node->op_input_count;
-  trial->kernel->attrs = node->attrs;
-  trial->kernel->epilogue = node->epilogue;
-  trial->kernel->epilogue_count = node->epilogue_count;
-  CpuObjects objects;
-  Plan *plan = hand_plan(arena, "net", trial->target, trial->kernel, MAX_BATCH);
-  if (!cpu_compile(plan, NULL, arena, diag, &objects) || !jit_load(&objects, arena, diag, &trial->program))
-    fail_msg("%s on %s: %s", trial->label, trial->target->isa, diag_text(diag, arena));
+  trial_compile(trial, inputs, output);
 }
 
 static void check_fills(Trial *trial) {
   bool exact = trial->exact, native = trial->target->vector_lanes == 16;
   for (size_t i = native ? 0 : 1; i < sizeof batches / sizeof *batches; i += native ? 1 : 2) {
     bool floats = batches[i] == 3;
-    fill_trial(trial, floats ? OP_CASE_FLOATS : OP_CASE_INTEGERS, batches[i]);
+    trial_fill(trial, floats ? OP_CASE_FLOATS : OP_CASE_INTEGERS, batches[i]);
     trial->exact = exact && !floats;
-    check_trial(trial);
+    trial_check(trial);
   }
   trial->exact = exact;
 }
@@ -292,11 +189,8 @@ static bool hosts_epilogue(const Node *node) {
 
 static void check_line(Fixture *fixture, const Target *target, const OpCase *line, bool epilogue) {
   static const int32_t none[4] = {0};
-  Trial trial = {.fixture = fixture, .target = target, .exact = line->exact};
-  trial.label = op_case_label(line, fixture->arena);
-  trial.graph = op_case_graph(line, MAX_BATCH, fixture->arena, fixture->diag);
-  if (trial.graph == NULL) fail_msg("%s: %s", trial.label, diag_text(fixture->diag, fixture->arena));
-  trial.node = trial.graph->outputs[0].node;
+  Trial trial = trial_start(fixture, target, &batch_memory, line);
+  trial.tolerance = 3e-6;
   if (!takes_batch_blocks(trial.node) || (epilogue && !hosts_epilogue(trial.node))) return;
   if (epilogue) {
     add_epilogue(&trial);
@@ -344,29 +238,33 @@ static const OpCase more_lines[] = {
 };
 
 /* A line has an arena of its own, since the whole table would take gigabytes. */
-static void check_table(const char *isa, size_t step, bool epilogue) {
+static void check_table(const Target *target, size_t first, size_t step, bool epilogue) {
   size_t more = sizeof more_lines / sizeof *more_lines;
-  for (size_t i = 0; i < op_case_count() + more; i += step) {
+  for (size_t i = first; i < op_case_count() + more; i += step) {
     Fixture own = {.arena = arena_create(NULL)};
     own.diag = diag_create(own.arena);
-    Target target;
-    assert_true(cpu_target(isa, NULL, own.arena, own.diag, &target));
-    if (cpu_target_runnable(&target))
-      check_line(&own, &target, i < more ? &more_lines[i] : op_case(i - more), epilogue);
+    check_line(&own, target, i < more ? &more_lines[i] : op_case(i - more), epilogue);
     arena_destroy(own.arena);
   }
 }
 
-static void test_ops(void **state) {
-  (void)state;
-  check_table("native", 1, false);
-  /* the code differs in the width of vectors only: a part of the table will do */
-  for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) check_table(isas[i], i == 0 ? 7 : 3, false);
+static Target native_target(Fixture *fixture) {
+  Target target;
+  assert_true(cpu_target("native", NULL, fixture->arena, fixture->diag, &target));
+  return target;
 }
 
+/* The code differs in the width of vectors only: of narrower ones a part of the table will do, each another part. */
+static void check_plain_table(Fixture *fixture, const Target *target) {
+  const bool narrow = target->vector_lanes < native_target(fixture).vector_lanes;
+  check_table(target, narrow ? (size_t)target->vector_lanes / 4 : 0, narrow ? 3 : 1, false);
+}
+
+static void test_ops(void **state) { trial_each_target(*state, check_plain_table); }
+
 static void test_epilogues(void **state) {
-  (void)state;
-  check_table("native", 2, true);
+  const Target target = native_target(*state);
+  check_table(&target, 0, 2, true);
 }
 
 int main(void) {

@@ -5,8 +5,10 @@
 #include "cuda/gemm.h"
 #include "cuda/nvrtc.h"
 #include "emulated_kernel.h"
+#include "hand_plan.h"
 #include "op_cases.h"
 #include "resnet50_shapes.h"
+#include "stats.h"
 #include "support.h"
 
 typedef void *NvrtcHandle;
@@ -138,6 +140,7 @@ static void check_network(Arena *scratch, MathMode math, int batch, const char *
     const ConvShapeRow *row = &resnet50_shapes[i];
     EmulatedKernel *kernel = emulated_kernel(scratch, shape_text(scratch, row, batch), true, 4, arch, math);
     assert_non_null(kernel);
+    if (math == MATH_BF16 || math == MATH_FP16) emulated_pack(kernel, math == MATH_BF16 ? DTYPE_BF16 : DTYPE_F16);
     GemmProblem problem;
     assert_true(gemm_problem(kernel->kernel, &problem));
     const Kind kind = {gemm_choose(&problem, &kernel->target, batch), problem.a.bounded, row->residual != 0};
@@ -164,6 +167,47 @@ static void test_resnet50(void **state) {
   check_network(fixture->arena, MATH_TF32, 16, "sm_80");
   check_network(fixture->arena, MATH_FP16, 16, "sm_90a");
   check_network(fixture->arena, MATH_FP32, 1, "sm_75");
+}
+
+/* --- reductions that ride ------------------------------------------------------------------------------ */
+
+static void add_statistics(EmulatedKernel *kernel) {
+  PlanReduction *reduction = arena_new(kernel->arena, PlanReduction);
+  const Attrs attrs = attrs_default();
+  const Shape rows = {3, {DIM_BATCH, 4, STATS_FIELDS + attrs.bins}};
+  *reduction = (PlanReduction){OP_STATS_PARTIAL, attrs, hand_tensor("p", rows, SPACE_OUTPUT, 0)};
+  kernel->kernel->reductions = reduction;
+  kernel->kernel->reduction_count = 1;
+}
+
+static void check_riding(Arena *scratch, const char *text, MathMode math, const char *arch) {
+  EmulatedKernel *kernel = emulated_kernel(scratch, text, true, 4, arch, math);
+  assert_non_null(kernel);
+  add_statistics(kernel);
+  assert_true(emulated_generate(kernel));
+  const char *label =
+      arena_format(scratch, "statistics of %s in %s", op_info(kernel->kernel->op)->name, math_mode_name(math));
+  assert_int_equal(check_budget(scratch, label, kernel, arch), 1);
+}
+
+/* The largest tile of every kind of arithmetic, a small one with splits, and kernels without tiles. */
+static void test_riding(void **state) {
+  Fixture *fixture = *state;
+  if (info == NULL) skip();
+  const char *wide = shape_text(fixture->arena, &resnet50_shapes[3], 64);
+  check_riding(fixture->arena, wide, MATH_3XTF32, "sm_90a");
+  check_riding(fixture->arena, wide, MATH_FP32, "sm_80");
+  check_riding(fixture->arena, wide, MATH_BF16, "sm_90a");
+  check_riding(fixture->arena, shape_text(fixture->arena, &resnet50_shapes[3], 1), MATH_FP32, "sm_75");
+  check_riding(fixture->arena, shape_text(fixture->arena, &resnet50_shapes[2], 1), MATH_TF32, "sm_80");
+  check_riding(
+      fixture->arena,
+      "graph \"g\" {\n max_batch 64\n input %x : f32[N,32,56,56]\n parameter %w : f32[32,1,3,3] {init=weight}\n"
+      " %y = conv2d %x, %w {groups=32, padding=[1,1,1,1]} epilogue [relu]\n output y = %y\n}\n",
+      MATH_FP32, "sm_80");
+  check_riding(fixture->arena,
+               "graph \"g\" {\n max_batch 64\n input %x : f32[N,32,56,56]\n %y = gelu %x\n output y = %y\n}\n",
+               MATH_FP32, "sm_75");
 }
 
 /* --- the op table ------------------------------------------------------------------------------------ */
@@ -204,6 +248,7 @@ static void test_messages_name_the_node(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       fixture_test(test_resnet50),
+      fixture_test(test_riding),
       fixture_test(test_op_table),
       fixture_test(test_messages_name_the_node),
   };

@@ -105,6 +105,43 @@ static const GemmCase cases[] = {
     {"matmul", "input %a : f32[N,3,5,7]\n input %b : f32[N,1,7,10]\n %y = matmul %a, %b", false},
     {"matmul transposed", "input %a : f32[N,37]\n input %b : f32[9,37]\n %y = matmul %a, %b {transpose=true}", false},
 };
+/* Operands and results in 16 bits, some beside others that stay f32. */
+static const GemmCase packed_cases[] = {
+    {"packed 1x1",
+     "input %x : f32[N,16,7,7]\n parameter %w : f32[40,16,1,1] {init=weight}\n parameter %b : f32[40] {init=bias}\n"
+     " %y = conv2d %x, %w, %b epilogue [relu]",
+     false},
+    {"packed 3x3 residual",
+     "input %x : f32[N,40,7,7]\n input %r : f32[N,24,7,7]\n parameter %w : f32[24,40,3,3] {init=weight}\n"
+     " parameter %b : f32[24] {init=bias}\n %y = conv2d %x, %w, %b {padding=[1,1,1,1]} epilogue [add %r, relu]",
+     false},
+    {"packed 3x3 s2 to f32",
+     "input %x : f32[N,72,8,9]\n input %r : f32[1,100,1,1]\n parameter %w : f32[100,72,3,3] {init=weight}\n"
+     " %y = conv2d %x, %w {stride=[2,2], padding=[1,1,1,1]} epilogue [mul %r]",
+     false},
+    {"packed groups",
+     "input %x : f32[N,48,5,6]\n parameter %w : f32[24,16,3,3] {init=weight}\n parameter %b : f32[24] {init=bias}\n"
+     " %y = conv2d %x, %w, %b {groups=3, padding=[1,1,1,1]}",
+     false},
+    {"packed depthwise",
+     "input %x : f32[N,24,7,9]\n parameter %w : f32[24,1,3,3] {init=weight}\n parameter %b : f32[24] {init=bias}\n"
+     " %y = conv2d %x, %w, %b {groups=24, stride=[2,1], padding=[1,1,1,1]} epilogue [relu]",
+     false},
+    {"packed groups of few filters",
+     "input %x : f32[N,16,5,6]\n parameter %w : f32[8,8,3,3] {init=weight}\n"
+     " %y = conv2d %x, %w {groups=2, padding=[1,1,1,1]}",
+     false},
+    {"stem to packed",
+     "input %x : f32[N,3,23,21]\n parameter %w : f32[16,3,7,7] {init=weight}\n parameter %b : f32[16] {init=bias}\n"
+     " %y = conv2d %x, %w, %b {stride=[2,2], padding=[3,3,3,3]} epilogue [relu]",
+     false},
+    {"packed deep, reflected",
+     "input %x : f32[N,64,4,4]\n parameter %w : f32[32,64,3,3] {init=weight}\n"
+     " %y = conv2d %x, %w {padding_mode=reflect, padding=[1,1,1,1]}",
+     false},
+};
+enum { PACKED_COUNT = sizeof packed_cases / sizeof *packed_cases };
+
 enum { CASE_COUNT = sizeof cases / sizeof *cases, MAX_BATCH = 3 };
 
 static const char *graph_text(const char *body, Arena *arena) {
@@ -112,6 +149,9 @@ static const char *graph_text(const char *body, Arena *arena) {
 }
 
 /* m, n and k are no multiples of any tile. */
+static const char packed_tile_text[] =
+    "input %x : f32[N,24,9,9]\n input %r : f32[N,40,9,9]\n parameter %w : f32[40,24,3,3] {init=weight}\n"
+    " parameter %b : f32[40] {init=bias}\n %y = conv2d %x, %w, %b {padding=[1,1,1,1]} epilogue [add %r, relu]";
 static const char *const tile_texts[] = {
     "input %x : f32[N,20,9,9]\n input %r : f32[N,44,9,9]\n parameter %w : f32[44,20,3,3] {init=weight}\n"
     " parameter %b : f32[44] {init=bias}\n %y = conv2d %x, %w, %b {padding=[1,1,1,1]} epilogue [add %r, relu]",
@@ -137,6 +177,13 @@ static double mode_bound(MathMode math) {
       return sums + 2.01 * 0x1p-12 * 2;
   }
 }
+
+/* Of values in 16 bits: operands of the epilogue and the result are rounded once more each. */
+static double packed_bound(MathMode math) {
+  return mode_bound(math) + (math == MATH_BF16 ? 2.01 * 0x1p-9 : 2.01 * 0x1p-12);
+}
+
+static DataType packed_element(MathMode math) { return math == MATH_BF16 ? DTYPE_BF16 : DTYPE_F16; }
 
 /* And at least this much, somewhere in many values: or the mode is not what it says. */
 static double mode_least(MathMode math) {
@@ -225,8 +272,24 @@ static void check_mode(Fixture *fixture, MathMode math, size_t step) {
 static void test_fp32(void **state) { check_mode(*state, MATH_FP32, 1); }
 static void test_3xtf32(void **state) { check_mode(*state, MATH_3XTF32, 1); }
 static void test_tf32(void **state) { check_mode(*state, MATH_TF32, 3); }
-static void test_bf16(void **state) { check_mode(*state, MATH_BF16, 2); }
-static void test_fp16(void **state) { check_mode(*state, MATH_FP16, 3); }
+static void test_bf16(void **state) { check_mode(*state, MATH_BF16, 3); }
+static void test_fp16(void **state) { check_mode(*state, MATH_FP16, 4); }
+
+static void test_packed(void **state) {
+  Fixture *fixture = *state;
+  for (size_t i = 0; i < PACKED_COUNT; i++) {
+    const GemmCase *test = &packed_cases[i];
+    const MathMode math = i % 2 == 0 ? MATH_BF16 : MATH_FP16;
+    EmulatedKernel *kernel =
+        emulated_kernel(fixture->arena, graph_text(test->text, fixture->arena), true, 8, "sm_90a", math);
+    assert_non_null(kernel);
+    emulated_pack(kernel, packed_element(math));
+    assert_true(emulated_generate(kernel));
+    const double error = run_checked(kernel, test->name, i % 3 == 0 ? MAX_BATCH : 1);
+    if (error > packed_bound(math)) fail_msg("%s: error %g, bound %g", test->name, error, packed_bound(math));
+    arena_reset(fixture->arena);
+  }
+}
 
 static void test_plain_layouts(void **state) {
   for (size_t i = 0; i < CASE_COUNT; i++)
@@ -259,10 +322,12 @@ static void test_old_devices(void **state) {
 
 /* --- tiles ------------------------------------------------------------------------------------------- */
 
-static void check_tile(Fixture *fixture, size_t text, MathMode math, const GemmTile *tile, int32_t splits) {
+static void check_tile(Fixture *fixture, const char *text, MathMode math, const GemmTile *tile, int32_t splits) {
   Arena *arena = fixture->arena;
-  EmulatedKernel *kernel = emulated_kernel(arena, graph_text(tile_texts[text], arena), true, 4, "sm_80", math);
+  const bool packed = text == packed_tile_text;
+  EmulatedKernel *kernel = emulated_kernel(arena, graph_text(text, arena), true, 4, "sm_80", math);
   assert_non_null(kernel);
+  if (packed) emulated_pack(kernel, packed_element(math));
   GemmProblem problem;
   GemmChoice choice;
   assert_true(gemm_problem(kernel->kernel, &problem));
@@ -271,8 +336,8 @@ static void check_tile(Fixture *fixture, size_t text, MathMode math, const GemmT
   assert_true(gemm_emit_choice(&kernel->emit, &problem, &choice));
   const char *name =
       arena_format(arena, "tile %dx%d in %s, %d splits", (int)tile->m, (int)tile->n, math_mode_name(math), (int)splits);
-  const double error = run_checked(kernel, name, 2);
-  if (error > mode_bound(math)) fail_msg("%s: error %g, bound %g", name, error, mode_bound(math));
+  const double error = run_checked(kernel, name, 2), bound = packed ? packed_bound(math) : mode_bound(math);
+  if (error > bound) fail_msg("%s: error %g, bound %g", name, error, bound);
   arena_reset(arena);
 }
 
@@ -281,7 +346,10 @@ static void test_tiles(void **state) {
   for (size_t m = 0; m < sizeof modes / sizeof *modes; m++) {
     size_t count;
     const GemmTile *tiles = gemm_tiles(modes[m], &count);
-    for (size_t i = 0; i < count; i++) check_tile(*state, (i + m) % 2, modes[m], &tiles[i], i % 2 == 0 ? 1 : 3);
+    for (size_t i = 0; i < count; i++) {
+      const char *text = modes[m] == MATH_BF16 && i > 1 ? packed_tile_text : tile_texts[(i + m) % 2];
+      check_tile(*state, text, modes[m], &tiles[i], i % 2 == 0 ? 1 : 3);
+    }
   }
 }
 
@@ -289,7 +357,7 @@ static void test_tiles(void **state) {
 static void test_empty_splits(void **state) {
   size_t count;
   const GemmTile *tiles = gemm_tiles(MATH_TF32, &count);
-  check_tile(*state, 0, MATH_3XTF32, &tiles[3], 16);
+  check_tile(*state, tile_texts[0], MATH_3XTF32, &tiles[3], 16);
 }
 
 /* --- planted mistakes -------------------------------------------------------------------------------- */
@@ -381,17 +449,10 @@ static void test_text(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      fixture_test(test_fp32),
-      fixture_test(test_3xtf32),
-      fixture_test(test_tf32),
-      fixture_test(test_bf16),
-      fixture_test(test_fp16),
-      fixture_test(test_plain_layouts),
-      fixture_test(test_views),
-      fixture_test(test_old_devices),
-      fixture_test(test_tiles),
-      fixture_test(test_empty_splits),
-      fixture_test(test_mistakes_are_seen),
+      fixture_test(test_fp32),          fixture_test(test_3xtf32),       fixture_test(test_tf32),
+      fixture_test(test_bf16),          fixture_test(test_fp16),         fixture_test(test_packed),
+      fixture_test(test_plain_layouts), fixture_test(test_views),        fixture_test(test_old_devices),
+      fixture_test(test_tiles),         fixture_test(test_empty_splits), fixture_test(test_mistakes_are_seen),
       fixture_test(test_text),
   };
   return cmocka_run_group_tests_name("cuda_gemm", tests, NULL, NULL);

@@ -8,6 +8,7 @@
 #include "cuda/nvrtc.h"
 #include "op_cases.h"
 #include "run_cuda.h"
+#include "stats.h"
 #include "support.h"
 
 enum { BATCH = 3, MAX_OPERANDS = 4 };
@@ -15,7 +16,15 @@ enum { BATCH = 3, MAX_OPERANDS = 4 };
 typedef struct Mistake {
   OpCase line;
   const char *what, *right, *wrong; /* every `right` in the text becomes `wrong` */
+  const char *riding;               /* a graph in the place of the line: the statistics of its output ride */
 } Mistake;
+
+#define RIDING(input, op)                                   \
+  "graph \"g\" {\n max_batch 3\n input %x : " input "\n" op \
+  " %p = stats_partial %y {low=-4, bins=30}\n"              \
+  " output y = %y\n output p = %p\n}\n"
+static const char relu_riding[] = RIDING("f32[N,8,40,41]", " %y = relu %x\n");
+static const char linear_riding[] = RIDING("f32[N,20]", " input %w : f32[600,20]\n %y = linear %x, %w\n");
 
 /* The text with the mistake in it. */
 static const char *plant(const char *text, const Mistake *mistake, Arena *arena) {
@@ -46,6 +55,13 @@ static size_t operand_bytes(const PlanTensor *tensor) {
   return (size_t)(tensor->storage.bytes * (shape_batched(&tensor->shape) ? BATCH : 1));
 }
 
+static const PlanTensor *operand_tensor(const PlanKernel *kernel, int32_t operand) {
+  const int32_t reduction = operand - 1 - kernel->input_count;
+  return operand == 0    ? &kernel->output
+         : reduction < 0 ? &kernel->inputs[operand - 1]
+                         : &kernel->reductions[reduction].output;
+}
+
 static void open_run(Run *run, const CudaCode *code) {
   CudaMessage message;
   const PlanKernel *kernel = &run->program.plan->kernels[0];
@@ -54,13 +70,13 @@ static void open_run(Run *run, const CudaCode *code) {
   assert_int_equal(run->driver->context_retain(&run->context, 0), CU_SUCCESS);
   assert_int_equal(run->driver->context_push(run->context), CU_SUCCESS);
   assert_int_equal(run->driver->stream_create(&run->stream, CU_STREAM_NON_BLOCKING), CU_SUCCESS);
-  run->operand_count = kernel->input_count + 1;
+  run->operand_count = 1 + kernel->input_count + kernel->reduction_count;
   assert_true(run->operand_count <= MAX_OPERANDS);
   for (int32_t i = 0; i < run->operand_count; i++) {
-    const PlanTensor *tensor = i == 0 ? &kernel->output : &kernel->inputs[i - 1];
+    const PlanTensor *tensor = operand_tensor(kernel, i);
     run->sizes[i] = operand_bytes(tensor);
     assert_int_equal(run->driver->memory_allocate(&run->operands[i], run->sizes[i]), CU_SUCCESS);
-    if (i == 0) continue;
+    if (i == 0 || i > kernel->input_count) continue;
     const Tensor *value = tensor_find(&run->program.inputs, tensor->name);
     assert_non_null(value);
     run->driver->copy_to_device(run->operands[i], value->data, run->sizes[i], run->stream);
@@ -123,6 +139,39 @@ static bool is_right(const Run *run, bool exact) {
   return sqrt(errors) <= 1e-6 * sqrt(squares);
 }
 
+/* Numbers of elements, of those near zero and of those in each bin: whole ones, which rows share out as they like. */
+static bool statistics_are_right(const Run *run) {
+  const TestProgram *program = &run->program;
+  const PlanKernel *kernel = &program->plan->kernels[0];
+  const int64_t *dims = kernel->reductions[0].output.shape.dims, fields = dims[2];
+  const size_t rows = (size_t)(BATCH * dims[1]), bytes = rows * (size_t)fields * sizeof(float);
+  float *values = arena_array(program->arena, bytes / sizeof(float), float);
+  EvalResult expected;
+  TestProgram source = *program;
+  run->driver->copy_to_host(values, run->operands[1 + kernel->input_count], bytes, run->stream);
+  if (run->driver->stream_synchronize(run->stream) != CU_SUCCESS) return false;
+  assert_true(test_program_eval(&source, source.source, &expected));
+  const EvalTensor *wanted = &expected.values[source.source->outputs[1].node->id];
+  const int64_t wanted_rows = wanted->shape.dims[0] * wanted->shape.dims[1];
+  for (int64_t k = 0; k < fields; k++) {
+    double found = 0, sum = 0;
+    if (k == STATS_MEAN || k == STATS_MEAN_REST || k == STATS_M2) continue;
+    for (size_t row = 0; row < rows; row++) found += (double)values[row * (size_t)fields + (size_t)k];
+    for (int64_t row = 0; row < wanted_rows; row++) sum += wanted->data[row * fields + k];
+    if (found != sum) return false;
+  }
+  return true;
+}
+
+static bool counters_are_zero(const Run *run) {
+  static char counters[CUDA_COUNTER_BYTES];
+  run->driver->copy_to_host(counters, run->scratch, sizeof counters, run->stream);
+  if (run->driver->stream_synchronize(run->stream) != CU_SUCCESS) return false;
+  for (size_t i = 0; i < sizeof counters; i++)
+    if (counters[i] != 0) return false;
+  return true;
+}
+
 /* Whether the kernel of the mistake's op runs and is right, with the mistake or without. */
 static bool survives(const Mistake *mistake, bool planted) {
   Arena *arena = arena_create(NULL);
@@ -130,7 +179,11 @@ static bool survives(const Mistake *mistake, bool planted) {
   CudaProgramText text;
   Code *images;
   Diag *diag = diag_create(arena);
-  Graph *graph = op_case_graph(&mistake->line, BATCH, arena, diag);
+  Graph *graph = NULL;
+  if (mistake->riding == NULL)
+    graph = op_case_graph(&mistake->line, BATCH, arena, diag);
+  else if (!graph_parse("riding", mistake->riding, strlen(mistake->riding), arena, diag, &graph))
+    graph = NULL;
   if (graph == NULL) fail_msg("%s", diag_text(diag, arena));
   assert_true(test_program_init(&run.program, arena, graph));
   assert_true(test_cuda_compile(&run.program, "sm_90", MATH_FP32, NULL, PRECISION_STRICT));
@@ -142,6 +195,7 @@ static bool survives(const Mistake *mistake, bool planted) {
   if (!nvrtc_compile(run.program.plan, &text, &options, arena, diag, &images)) fail_msg("%s", diag_text(diag, arena));
   open_run(&run, &text.codes[0]);
   bool right = launch(&run, &text.codes[0], &images[0]) && is_right(&run, mistake->line.exact);
+  if (mistake->riding != NULL) right = right && statistics_are_right(&run) && counters_are_zero(&run);
   close_run(&run);
   arena_destroy(arena);
   return right;
@@ -171,6 +225,26 @@ static void test_mistakes(void **state) {
        "a line that is cut short",
        "k < 1000; k += 128) sum",
        "k < 999; k += 128) sum"},
+      {.what = "no barrier before values are counted",
+       .right = "  BLOCK_SYNC();\n",
+       .wrong = "",
+       .riding = relu_riding},
+      {.what = "the last block of a run but one adds up",
+       .right = "ride_blocks, ride_last",
+       .wrong = "ride_blocks - 1, ride_last",
+       .riding = relu_riding},
+      {.what = "the last run is taken to be as long as the others",
+       .right = "min_int(ride_length, ride_all - ride_run * ride_length)",
+       .wrong = "ride_length",
+       .riding = relu_riding},
+      {.what = "rows without a block are left as they are",
+       .right = "row = ride_run + ride_runs",
+       .wrong = "row = ride_rows",
+       .riding = relu_riding},
+      {.what = "a run waits for blocks that there are not",
+       .right = "ride_all = tiles_m",
+       .wrong = "ride_all = 1 + tiles_m",
+       .riding = linear_riding},
   };
   (void)state;
   for (size_t i = 0; i < sizeof mistakes / sizeof *mistakes; i++) {

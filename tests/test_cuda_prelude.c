@@ -193,6 +193,29 @@ static void test_memory(void **state) {
   check_bits("memory", out, expected, INPUTS);
 }
 
+/* Values that either 16 bits hold, and one that is rounded. */
+static void test_packed_vectors(void **state) {
+  Fixture *fixture = *state;
+  float inputs[INPUTS], out[INPUTS], expected[INPUTS];
+  for (int i = 0; i < INPUTS; i++) inputs[i] = (float)(i - 100) * 0.5f;
+  inputs[7] = 1.0f + 0x1p-12f;
+  memcpy(expected, inputs, sizeof expected);
+  expected[7] = 1;
+  static const char *const names[] = {"bf16", "f16"};
+  for (int n = 0; n < 2; n++) {
+    run(fixture,
+        arena_format(
+            fixture->arena,
+            "  float four[4];\n  u16 *half = (u16 *)tile;\n"
+            "  for (int i = t; i < %d; i += 32) { load4(four, in + 4 * i); store4_%s(half + 4 * i, four); }\n"
+            "  BLOCK_SYNC();\n"
+            "  for (int i = t; i < %d; i += 32) { load4_%s(four, half + 4 * i); store4(out + 4 * i, four); }\n",
+            INPUTS / 4, names[n], INPUTS / 4, names[n]),
+        inputs, out, INPUTS);
+    check_bits(names[n], out, expected, INPUTS);
+  }
+}
+
 static void test_async_copies(void **state) {
   Fixture *fixture = *state;
   static const int floats[] = {4, 2, 1};
@@ -353,11 +376,11 @@ static void test_common_helpers(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      fixture_test(test_conversions),    fixture_test(test_constants_and_indices),
-      fixture_test(test_memory),         fixture_test(test_async_copies),
-      fixture_test(test_shuffles),       fixture_test(test_block_reductions),
-      fixture_test(test_products),       fixture_test(test_fragment_loads),
-      fixture_test(test_common_helpers),
+      fixture_test(test_conversions),      fixture_test(test_constants_and_indices),
+      fixture_test(test_memory),           fixture_test(test_packed_vectors),
+      fixture_test(test_async_copies),     fixture_test(test_shuffles),
+      fixture_test(test_block_reductions), fixture_test(test_products),
+      fixture_test(test_fragment_loads),   fixture_test(test_common_helpers),
   };
   return cmocka_run_group_tests(tests, open_device, close_device);
 }

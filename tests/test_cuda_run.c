@@ -5,11 +5,12 @@
 
 #include "kiln.h"
 #include "run_cuda.h"
+#include "session/session.h"
 #include "support.h"
 
 static const char description[] =
     "{\"kiln\": 1, \"name\": \"net\", \"inputs\": {\"image\": {\"dtype\": \"f32\", \"shape\": [\"N\", 3, 10, 9]}},\n"
-    " \"layers\": [{\"op\": \"conv2d\", \"name\": \"stem\", \"out_channels\": 12, \"kernel\": 3, \"padding\": 1,\n"
+    " \"layers\": [{\"op\": \"conv2d\", \"name\": \"stem\", \"out_channels\": 16, \"kernel\": 3, \"padding\": 1,\n"
     "   \"bias\": false},\n"
     "  {\"op\": \"batch_norm\", \"name\": \"bn\"}, {\"op\": \"relu\", \"name\": \"act\"},\n"
     "  {\"op\": \"max_pool2d\", \"name\": \"pool\", \"kernel\": 3, \"stride\": 2, \"padding\": 1},\n"
@@ -29,13 +30,21 @@ static kiln_model *model_create(Fixture *fixture) {
   return model;
 }
 
-static kiln_executable *compile(const kiln_model *model, const char *device, kiln_precision precision) {
+static kiln_executable *compile_with(const kiln_model *model, const char *device, kiln_precision precision,
+                                     kiln_math math) {
   kiln_executable *executable;
   kiln_error error;
-  const kiln_compile_options options = {
-      .device = device, .precision = precision, .max_batch = MAX_BATCH, .cache_dir = getenv("KILN_TEST_CACHE")};
+  const kiln_compile_options options = {.device = device,
+                                        .precision = precision,
+                                        .math = math,
+                                        .max_batch = MAX_BATCH,
+                                        .cache_dir = getenv("KILN_TEST_CACHE")};
   if (kiln_compile(model, &options, &executable, &error) != KILN_OK) fail_msg("%s", error.message);
   return executable;
+}
+
+static kiln_executable *compile(const kiln_model *model, const char *device, kiln_precision precision) {
+  return compile_with(model, device, precision, KILN_MATH_DEFAULT);
 }
 
 static kiln_context *context_create(const kiln_executable *executable) {
@@ -256,6 +265,51 @@ static void test_hooks(void **state) {
   kiln_model_destroy(model);
 }
 
+/* The same where images are kept in 16 bits: who reads a value does not decide how it is kept. */
+static void test_hooks_in_bf16(void **state) {
+  kiln_model *model = model_create(*state);
+  kiln_error error;
+  float image[2 * IMAGE], bare[2 * CLASSES], got[2 * CLASSES], body[2 * 8 * 3 * 3], stats[4096],
+      gradient[2 * 8 * 3 * 3];
+  const kiln_hook taken = {.pattern = "act", .action = KILN_HOOK_STATS},
+                  wanted = {.pattern = "body", .kind = KILN_HOOK_GRADIENT};
+  kiln_executable *plain = compile_with(model, "cuda", KILN_PRECISION_DEFAULT, KILN_MATH_BF16);
+  assert_int_equal(kiln_model_add_hook(model, "body", &error), KILN_OK);
+  assert_int_equal(kiln_model_add_hook_with(model, &taken, &error), KILN_OK);
+  assert_int_equal(kiln_model_add_hook_with(model, &wanted, &error), KILN_OK);
+  kiln_executable *hooked = compile_with(model, "cuda", KILN_PRECISION_DEFAULT, KILN_MATH_BF16),
+                  *exact = compile(model, NULL, KILN_PRECISION_STRICT);
+  const kiln_program *program = kiln_executable_program(hooked);
+  int64_t classes[] = {1, 3};
+  void *outputs[] = {got, NULL, NULL, NULL};
+  for (uint32_t o = 1; o < program->output_count; o++) {
+    const char *name = program->outputs[o].name;
+    assert_true((size_t)program->outputs[o].bytes <= sizeof stats);
+    outputs[o] = strcmp(name, "hook.body") == 0 ? body : strstr(name, "grad") != NULL ? gradient : stats;
+  }
+  fill_image(image, 2, 9);
+  kiln_context *context = context_create(plain);
+  run(context, 2, image, (void *[]){bare});
+  kiln_context_destroy(context);
+  const void *inputs[] = {image, classes};
+  context = context_create(hooked);
+  if (kiln_run(context, 2, inputs, outputs, &error) != KILN_OK) fail_msg("%s", error.message);
+  kiln_context_destroy(context);
+  assert_memory_equal(bare, got, sizeof bare);
+  float near[2 * 8 * 3 * 3], slope[2 * 8 * 3 * 3];
+  memcpy(near, body, sizeof near);
+  memcpy(slope, gradient, sizeof slope);
+  context = context_create(exact);
+  if (kiln_run(context, 2, inputs, outputs, &error) != KILN_OK) fail_msg("%s", error.message);
+  kiln_context_destroy(context);
+  check_close("body in bf16", near, body, 2 * 8 * 3 * 3, 3e-2);
+  check_close("its gradient", slope, gradient, 2 * 8 * 3 * 3, 3e-2);
+  kiln_executable_destroy(plain);
+  kiln_executable_destroy(hooked);
+  kiln_executable_destroy(exact);
+  kiln_model_destroy(model);
+}
+
 /* --- training ---------------------------------------------------------------------------------------- */
 
 enum { STEPS = 4 };
@@ -285,23 +339,35 @@ static void training_destroy(Training *training) {
   kiln_executable_destroy(training->step);
 }
 
-static void train(Training *training, int first, int last) {
-  float image[MAX_BATCH * IMAGE], hyper[KILN_HYPER_COUNT] = {0}, norm;
+/* What a step is given. */
+typedef struct StepInputs {
+  float image[MAX_BATCH * IMAGE], hyper[KILN_HYPER_COUNT];
   int64_t target[MAX_BATCH];
+} StepInputs;
+
+static void fill_step(StepInputs *inputs, int step) {
+  float *hyper = inputs->hyper;
+  memset(hyper, 0, sizeof inputs->hyper);
+  fill_image(inputs->image, MAX_BATCH, (uint32_t)step + 40);
+  for (int i = 0; i < MAX_BATCH; i++) inputs->target[i] = (step + 2 * i) % CLASSES;
+  hyper[KILN_HYPER_LEARNING_RATE] = 0.01f;
+  hyper[KILN_HYPER_MOMENTUM] = 0.9f;
+  hyper[KILN_HYPER_BETA2] = 0.99f;
+  hyper[KILN_HYPER_EPS] = 1e-5f;
+  hyper[KILN_HYPER_WEIGHT_DECAY] = 0.01f;
+  hyper[KILN_HYPER_CORRECTION1] = 1 - powf(0.9f, (float)step + 1);
+  hyper[KILN_HYPER_CORRECTION2] = 1 - powf(0.99f, (float)step + 1);
+  hyper[KILN_HYPER_GRADIENT_SCALE] = 1;
+  hyper[KILN_HYPER_CLIP_NORM] = 5;
+}
+
+static void train(Training *training, int first, int last) {
+  StepInputs given;
+  float norm;
   kiln_error error;
   for (int step = first; step < last; step++) {
-    fill_image(image, MAX_BATCH, (uint32_t)step + 40);
-    for (int i = 0; i < MAX_BATCH; i++) target[i] = (step + 2 * i) % CLASSES;
-    hyper[KILN_HYPER_LEARNING_RATE] = 0.01f;
-    hyper[KILN_HYPER_MOMENTUM] = 0.9f;
-    hyper[KILN_HYPER_BETA2] = 0.99f;
-    hyper[KILN_HYPER_EPS] = 1e-5f;
-    hyper[KILN_HYPER_WEIGHT_DECAY] = 0.01f;
-    hyper[KILN_HYPER_CORRECTION1] = 1 - powf(0.9f, (float)step + 1);
-    hyper[KILN_HYPER_CORRECTION2] = 1 - powf(0.99f, (float)step + 1);
-    hyper[KILN_HYPER_GRADIENT_SCALE] = 1;
-    hyper[KILN_HYPER_CLIP_NORM] = 5;
-    const void *inputs[] = {image, target, hyper};
+    fill_step(&given, step);
+    const void *inputs[] = {given.image, given.target, given.hyper};
     void *outputs[] = {&training->losses[step], &norm};
     if (kiln_train_step(training->context, training->state, MAX_BATCH, inputs, outputs, &error) != KILN_OK)
       fail_msg("%s", error.message);
@@ -368,6 +434,73 @@ static void check_training(Fixture *fixture, kiln_optimizer optimizer) {
 
 static void test_training_sgd(void **state) { check_training(*state, KILN_OPTIMIZER_SGD); }
 static void test_training_adam(void **state) { check_training(*state, KILN_OPTIMIZER_ADAM); }
+
+/* State in memory of the device is used in place: as libraries of steps use it, which graphs must not outlive. */
+static void test_state_on_device(void **state) {
+  kiln_model *model = model_create(*state);
+  Training training;
+  training_create(model, "cuda", KILN_OPTIMIZER_SGD, &training);
+  const kiln_program *program = kiln_executable_program(training.step);
+  const CudaDriver *driver = cuda_driver(NULL);
+  CuContext device, ignored;
+  CuStream stream;
+  assert_int_equal(driver->context_retain(&device, 0), CU_SUCCESS);
+  assert_int_equal(driver->context_push(device), CU_SUCCESS);
+  assert_int_equal(driver->stream_create(&stream, CU_STREAM_NON_BLOCKING), CU_SUCCESS);
+  enum { PLACES = 8 };
+  CuPointer memory[2][PLACES] = {{0}};
+  void *first[PLACES] = {NULL};
+  assert_true(program->parameter_count <= PLACES);
+  for (uint32_t p = 0; p < program->parameter_count; p++) {
+    const kiln_port *port = &program->parameters[p];
+    if (port->role != KILN_ROLE_STATE) continue;
+    assert_int_equal(kiln_state_tensor_count(training.state) > 0, 1);
+    first[p] = calloc(1, (size_t)port->bytes);
+    for (int64_t i = 0; i < port->bytes / 4; i++) ((float *)first[p])[i] = 0.5f + 0.01f * (float)(i % 7);
+    for (int m = 0; m < 2; m++) {
+      assert_int_equal(driver->memory_allocate(&memory[m][p], (size_t)port->bytes), CU_SUCCESS);
+      driver->copy_to_device(memory[m][p], first[p], (size_t)port->bytes, stream);
+    }
+  }
+  driver->stream_synchronize(stream);
+  /* runs over one state, the other, and one in memory of the host */
+  float losses[3][3], norm;
+  CudaMessage message;
+  for (int m = 0; m < 3; m++) {
+    void *places[PLACES];
+    for (int p = 0; p < PLACES; p++) places[p] = m < 2 ? (void *)(uintptr_t)memory[m][p] : first[p];
+    assert_int_equal(cuda_context_set_state(training.context->cuda, places, &message), KILN_OK);
+    for (int step = 0; step < 3; step++) {
+      StepInputs given;
+      fill_step(&given, step);
+      const void *inputs[] = {given.image, given.target, given.hyper};
+      void *outputs[] = {&losses[m][step], &norm};
+      assert_int_equal(cuda_context_run(training.context->cuda, MAX_BATCH, inputs, outputs, &message), KILN_OK);
+    }
+    assert_int_equal(cuda_context_fetch_state(training.context->cuda, &message), KILN_OK);
+  }
+  assert_memory_equal(losses[0], losses[1], sizeof losses[0]);
+  assert_memory_equal(losses[0], losses[2], sizeof losses[0]);
+  assert_true(losses[0][0] != losses[0][1]);
+  for (uint32_t p = 0; p < program->parameter_count; p++) {
+    if (first[p] == NULL) continue;
+    const size_t bytes = (size_t)program->parameters[p].bytes;
+    for (int m = 0; m < 2; m++) {
+      float *values = malloc(bytes);
+      driver->copy_to_host(values, memory[m][p], bytes, stream);
+      driver->stream_synchronize(stream);
+      assert_memory_equal(values, first[p], bytes);
+      free(values);
+      driver->memory_free(memory[m][p]);
+    }
+    free(first[p]);
+  }
+  driver->stream_destroy(stream);
+  driver->context_pop(&ignored);
+  driver->context_release(0);
+  training_destroy(&training);
+  kiln_model_destroy(model);
+}
 
 /* --- failures ---------------------------------------------------------------------------------------- */
 
@@ -439,11 +572,12 @@ static void test_math_modes(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      fixture_test(test_batches),       fixture_test(test_order_of_threads),
-      fixture_test(test_device_memory), fixture_test(test_two_contexts),
-      fixture_test(test_hooks),         fixture_test(test_refusals),
-      fixture_test(test_math_modes),    fixture_test(test_training_sgd),
-      fixture_test(test_training_adam),
+      fixture_test(test_batches),         fixture_test(test_order_of_threads),
+      fixture_test(test_device_memory),   fixture_test(test_two_contexts),
+      fixture_test(test_hooks),           fixture_test(test_refusals),
+      fixture_test(test_math_modes),      fixture_test(test_training_sgd),
+      fixture_test(test_training_adam),   fixture_test(test_hooks_in_bf16),
+      fixture_test(test_state_on_device),
   };
   char folder[] = "/tmp/kiln-cuda-run-XXXXXX";
   test_cuda_open();

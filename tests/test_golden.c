@@ -6,7 +6,9 @@
  *   # EXPECT-ERROR: file:line:col: text
  *                             one line per message, in order; "file" is the name of the test's file
  *
- * Passes see an x86-64-v3 target whatever the machine; with a line "# TARGET: gpu" one that has channels last.
+ * Passes see an x86-64-v3 target whatever the machine; with a line "# TARGET: gpu" one that has channels last, with
+ * "# TARGET: gpu, bf16" one that also keeps images in 16 bits, with "# TARGET: tiles" an x86-64-v4 target with tile
+ * registers, and fast precision.
  * Arguments are patterns of the names of tests to run; none means all. With KILN_UPDATE_GOLDEN=1 in the environment the
  * expectations of these are rewritten instead of compared. */
 #include <dirent.h>
@@ -33,6 +35,18 @@ static const Target golden_target = {.triple = "x86_64-unknown-linux-gnu",
                                      .l1_bytes = 32 * 1024,
                                      .l2_bytes = 512 * 1024};
 
+static const Target golden_tiles = {.triple = "x86_64-unknown-linux-gnu",
+                                    .isa = "x86-64-v4",
+                                    .tune = "generic",
+                                    .vector_lanes = 16,
+                                    .hosts_reductions = true,
+                                    .vector_registers = 32,
+                                    .fma = true,
+                                    .broadcast_operand = true,
+                                    .tiles = true,
+                                    .l1_bytes = 48 * 1024,
+                                    .l2_bytes = 2 * 1024 * 1024};
+
 static const Target golden_gpu = {.triple = "nvptx64-nvidia-cuda",
                                   .isa = "sm_90",
                                   .tune = "generic",
@@ -45,6 +59,9 @@ static const Target golden_gpu = {.triple = "nvptx64-nvidia-cuda",
                                   .multiprocessors = 132,
                                   .shared_bytes = 227 * 1024};
 
+static const bool golden_packs[OP_COUNT] = {
+    [OP_CONV2D] = true, [OP_MAX_POOL2D] = true, [OP_CONVERT] = true, [OP_ADAPTIVE_AVG_POOL2D] = true};
+
 /* --- files ----------------------------------------------------------------------------------------- */
 
 typedef struct Golden {
@@ -53,7 +70,7 @@ typedef struct Golden {
       *input; /* everything before the expectation: comments are blank to the parser, so lines keep their numbers */
   size_t input_size;
   const char *expected; /* the text after "# EXPECT", or the lines after "# EXPECT-ERROR: " */
-  bool error, gpu;
+  bool error, gpu, packed, tiles;
 } Golden;
 
 static const char *line_end(const char *line) {
@@ -81,6 +98,10 @@ static Golden read_golden(Fixture *fixture, const char *source) {
       add_line(&passes, list, line_end(list));
     } else if (starts_with(line, "# TARGET: gpu\n")) {
       golden.gpu = true;
+    } else if (starts_with(line, "# TARGET: gpu, bf16\n")) {
+      golden.gpu = golden.packed = true;
+    } else if (starts_with(line, "# TARGET: tiles\n")) {
+      golden.tiles = true;
     } else if (starts_with(line, expect)) {
       golden.input_size = (size_t)(line - source);
       golden.expected = line_end(line);
@@ -106,8 +127,14 @@ static void destroy_scratch(void *arena) { arena_destroy(arena); }
 static const char *run_golden(Fixture *fixture, const Golden *golden, const char *file) {
   Graph *graph = NULL;
   if (!graph_parse(file, golden->input, golden->input_size, fixture->arena, fixture->diag, &graph)) return NULL;
-  const PassOptions options = {.target = golden->gpu ? &golden_gpu : &golden_target,
-                               .precision = golden->gpu ? PRECISION_DEFAULT : PRECISION_STRICT,
+  Target gpu = golden_gpu;
+  if (golden->packed) gpu.math = MATH_BF16, gpu.image_element = DTYPE_BF16, gpu.packs = golden_packs;
+  const PassOptions options = {.target = golden->gpu     ? &gpu
+                                         : golden->tiles ? &golden_tiles
+                                                         : &golden_target,
+                               .precision = golden->gpu     ? PRECISION_DEFAULT
+                                            : golden->tiles ? PRECISION_FAST
+                                                            : PRECISION_STRICT,
                                .scratch = arena_create(NULL)};
   arena_defer(fixture->arena, destroy_scratch, options.scratch);
   if (strcmp(golden->passes, "none") != 0 && !pipeline_run_list(graph, golden->passes, &options, fixture->diag)) {

@@ -4,38 +4,12 @@
 
 #include "base/checked.h"
 #include "codegen.h"
-#include "eval.h"
 #include "guarded.h"
 #include "hand_plan.h"
-#include "op_cases.h"
-#include "support.h"
-
-static const char *const isas[] = {"x86-64-v4", "x86-64-v3", "x86-64-v2", "aarch64"};
-
-enum { MAX_BUFFERS = 16, MAX_CHUNKS = 5 };
-
-/* One kernel: the node of a graph of one op, with the layouts that its rank-4 operands are to have. */
-typedef struct Trial {
-  Fixture *fixture;
-  const char *label;
-  const Target *target;
-  Graph *graph;
-  Node *node;
-  TensorList inputs; /* of the graph, in the order of its inputs and then parameters */
-  int64_t batch;
-  bool exact;
-  double tolerance; /* relative L2; ignored when exact */
-  PlanKernel *kernel;
-  const kiln_program *program;
-} Trial;
+#include "kernel_trial.h"
 
 /* Which operands have gaps between rows: none, the first, third, … input, or the other inputs and the output. */
 typedef enum Gaps { GAPS_NONE, GAPS_EVEN, GAPS_ODD } Gaps;
-
-static Shape concrete(Shape shape, int64_t batch) {
-  if (shape_batched(&shape)) shape.dims[0] = batch;
-  return shape;
-}
 
 /* --- building ----------------------------------------------------------------------------------------- */
 
@@ -48,22 +22,12 @@ static PlanTensor make_tensor(const char *name, const Node *value, Layout layout
   return tensor;
 }
 
-static void compile_trial(Trial *trial) {
-  Arena *arena = trial->fixture->arena;
-  Diag *diag = trial->fixture->diag;
-  CpuObjects objects;
-  Plan *plan = hand_plan(arena, "net", trial->target, trial->kernel, 4);
-  if (!cpu_compile(plan, NULL, arena, diag, &objects) || !jit_load(&objects, arena, diag, &trial->program))
-    fail_msg("%s on %s: %s", trial->label, trial->target->isa, diag_text(diag, arena));
-}
-
 /* The kernel of the trial's node with all rank-4 operands in `layout`, inputs and output with different halos. Rows of
  * plain rank-4 tensors follow each other closely, but where there are gaps. */
 static void build_trial(Trial *trial, Layout layout, const int32_t *input_halo, const int32_t *output_halo, Gaps gaps) {
   static const Layout plain = {LAYOUT_PLAIN, 0};
-  Arena *arena = trial->fixture->arena;
   const Node *node = trial->node;
-  PlanTensor inputs[MAX_BUFFERS];
+  PlanTensor inputs[TRIAL_MAX_OPERANDS];
   for (int32_t i = 0; i < node->input_count; i++) {
     const Node *value = node->inputs[i];
     bool image = value->shape.rank == 4 && layout.kind != LAYOUT_PLAIN;
@@ -73,12 +37,7 @@ static void build_trial(Trial *trial, Layout layout, const int32_t *input_halo, 
   bool image = node->shape.rank == 4 && layout.kind != LAYOUT_PLAIN;
   PlanTensor output = make_tensor("y", node, image ? layout : plain, image ? output_halo : NULL,
                                   gaps == GAPS_ODD ? 1 : 0, SPACE_OUTPUT, 0);
-  trial->kernel = hand_kernel(arena, node->op, output, inputs, node->input_count);
-  trial->kernel->op_input_count = node->op_input_count;
-  trial->kernel->attrs = node->attrs;
-  trial->kernel->epilogue = node->epilogue;
-  trial->kernel->epilogue_count = node->epilogue_count;
-  compile_trial(trial);
+  trial_compile(trial, inputs, output);
 }
 
 /* y = relu(y + e) with an operand of the output's shape. */
@@ -95,19 +54,9 @@ static void add_epilogue(Trial *trial) {
 
 /* --- data --------------------------------------------------------------------------------------------- */
 
-static void fill_trial(Trial *trial, OpCaseFill fill, int64_t batch) {
-  TensorList inputs, parameters;
-  Arena *arena = trial->fixture->arena;
-  trial->batch = batch;
-  op_case_fill(trial->graph, batch, fill, 7, arena, &inputs, &parameters);
-  trial->inputs = (TensorList){arena_array(arena, inputs.count + parameters.count, Tensor), 0};
-  for (size_t i = 0; i < inputs.count; i++) trial->inputs.items[trial->inputs.count++] = inputs.items[i];
-  for (size_t i = 0; i < parameters.count; i++) trial->inputs.items[trial->inputs.count++] = parameters.items[i];
-}
-
 /* Moves a tensor between its dense form and its place in memory. */
 static void transfer(const PlanTensor *tensor, int64_t batch, char *memory, char *dense, bool to_memory) {
-  Shape shape = concrete(tensor->shape, batch);
+  Shape shape = trial_shape(tensor->shape, batch);
   size_t size = (size_t)data_type_bytes(tensor->dtype);
   int64_t index[SHAPE_MAX_RANK] = {0}, count;
   assert_true(shape_elements(&shape, 1, &count));
@@ -118,27 +67,17 @@ static void transfer(const PlanTensor *tensor, int64_t batch, char *memory, char
 }
 
 /* Blocked memory beyond what is logical holds zeros, as kernels leave it. */
-static char *make_buffer(const PlanTensor *tensor, int64_t batch, bool at_end) {
+static void *make_buffer(const PlanTensor *tensor, int64_t batch, bool at_end) {
   size_t bytes = (size_t)(tensor->storage.bytes * (shape_batched(&tensor->shape) ? batch : 1));
   return guarded_alloc(bytes, at_end);
 }
 
-static char *make_input(const PlanTensor *tensor, int64_t batch, const Tensor *value, bool at_end) {
+static void *make_input(const PlanTensor *tensor, int64_t batch, const Tensor *value, bool at_end) {
   size_t bytes = (size_t)(tensor->storage.bytes * (shape_batched(&tensor->shape) ? batch : 1));
   char *buffer = make_buffer(tensor, batch, at_end);
   memset(buffer, 0, bytes);
   transfer(tensor, batch, buffer, value->data, true);
   return buffer;
-}
-
-/* --- running ------------------------------------------------------------------------------------------ */
-
-/* Runs the last chunk first, each with its own thread number. */
-static int run_backwards(void *pool, kiln_task task, void *context, int64_t count) {
-  int64_t chunks = *(const int64_t *)pool;
-  for (int64_t chunk = chunks; chunk-- > 0;)
-    task(context, (uint32_t)chunk, count * chunk / chunks, count * (chunk + 1) / chunks);
-  return 0;
 }
 
 static void check_zero(const Trial *trial, const char *buffer, const int64_t *index) {
@@ -165,7 +104,7 @@ static void check_padding(const Trial *trial, const char *buffer) {
   if (kind == LAYOUT_FILTER_BLOCK || kind == LAYOUT_MATRIX_BLOCK || kind == LAYOUT_VECTOR_BLOCK)
     check_weight_padding(trial, buffer);
   if (output->shape.rank != 4 || kind == LAYOUT_FILTER_BLOCK) return;
-  Shape shape = concrete(output->shape, trial->batch);
+  Shape shape = trial_shape(output->shape, trial->batch);
   int64_t block = output->layout.block > 1 ? output->layout.block : 1;
   for (int64_t n = 0; n < shape.dims[0]; n++) {
     for (int64_t c = 0; c < round_up(shape.dims[1], block); c++) {
@@ -180,61 +119,16 @@ static void check_padding(const Trial *trial, const char *buffer) {
   }
 }
 
-/* The output, dense. */
-static Tensor run_once(Trial *trial, int64_t chunks, bool at_end) {
-  const PlanKernel *kernel = trial->kernel;
-  Arena *arena = trial->fixture->arena;
-  char *buffers[MAX_BUFFERS];
-  struct {
-    kiln_io io;
-    void *ports[MAX_BUFFERS];
-  } call = {.io = {.batch = trial->batch, .threads = MAX_CHUNKS, .parallel_for = run_backwards, .pool = &chunks}};
-  for (int32_t i = 0; i < kernel->input_count; i++) {
-    const Tensor *value = tensor_find(&trial->inputs, kernel->inputs[i].name);
-    assert_non_null(value);
-    call.ports[i] = buffers[i] = make_input(&kernel->inputs[i], trial->batch, value, at_end);
-  }
-  buffers[kernel->input_count] = make_buffer(&kernel->output, trial->batch, at_end);
-  call.ports[kernel->input_count] = buffers[kernel->input_count];
-  const kiln_weights weights = {.program = trial->program};
-  char *scratch = guarded_alloc((size_t)(trial->program->scratch_bytes * MAX_CHUNKS), true);
-  assert_int_equal(trial->program->run(&weights, scratch, &call.io), KILN_OK);
-  guarded_free(scratch);
-  Tensor result = tensor_create(arena, "y", kernel->output.dtype, concrete(kernel->output.shape, trial->batch));
-  transfer(&kernel->output, trial->batch, buffers[kernel->input_count], result.data, false);
-  check_padding(trial, buffers[kernel->input_count]);
-  for (int32_t i = 0; i <= kernel->input_count; i++) guarded_free(buffers[i]);
+static Tensor read_output(const Trial *trial, void *buffer) {
+  const PlanTensor *output = &trial->kernel->output;
+  Tensor result = tensor_create(trial->fixture->arena, "y", output->dtype, trial_shape(output->shape, trial->batch));
+  transfer(output, trial->batch, buffer, result.data, false);
+  check_padding(trial, buffer);
   return result;
 }
 
-static void compare(const Trial *trial, const Tensor *actual, const EvalTensor *expected) {
-  double squares = 0, errors = 0;
-  for (int64_t i = 0; i < tensor_elements(actual); i++) {
-    double value = tensor_get(actual, i), wanted = expected->data[i];
-    bool same = value == wanted || (isnan(value) && isnan(wanted));
-    if (!same && (trial->exact || !isfinite(value) || !isfinite(wanted)))
-      fail_msg("%s on %s: element %d is %.9g, expected %.9g", trial->label, trial->target->isa, (int)i, value, wanted);
-    if (!isfinite(wanted)) continue;
-    squares += wanted * wanted;
-    errors += (value - wanted) * (value - wanted);
-  }
-  if (sqrt(errors) > trial->tolerance * sqrt(squares) + 1e-30)
-    fail_msg("%s on %s: relative error %g", trial->label, trial->target->isa, sqrt(errors / squares));
-}
-
-static void check_trial(Trial *trial) {
-  Fixture *fixture = trial->fixture;
-  EvalResult expected;
-  if (!graph_eval(trial->graph, &trial->inputs, &trial->inputs, fixture->arena, fixture->diag, &expected))
-    fail_msg("%s: %s", trial->label, diag_text(fixture->diag, fixture->arena));
-  Tensor whole = run_once(trial, 1, true);
-  compare(trial, &whole, &expected.values[trial->node->id]);
-  for (int64_t chunks = 3; chunks <= MAX_CHUNKS; chunks += 2) {
-    Tensor parts = run_once(trial, chunks, chunks == MAX_CHUNKS);
-    if (memcmp(whole.data, parts.data, (size_t)tensor_bytes(&whole)) != 0)
-      fail_msg("%s on %s: %d chunks give another result", trial->label, trial->target->isa, (int)chunks);
-  }
-}
+static const int64_t chunks[] = {3, 5, 0};
+static const TrialMemory memory = {make_buffer, make_input, read_output, 4, chunks};
 
 /* --- the table of ops --------------------------------------------------------------------------------- */
 
@@ -253,21 +147,18 @@ static bool takes_blocks(const Node *node, int32_t block) {
 }
 
 static Trial start_trial(Fixture *fixture, const Target *target, const OpCase *line) {
-  Trial trial = {.fixture = fixture, .target = target, .exact = line->exact, .tolerance = 1e-6};
-  trial.label = op_case_label(line, fixture->arena);
-  trial.graph = op_case_graph(line, 4, fixture->arena, fixture->diag);
-  if (trial.graph == NULL) fail_msg("%s: %s", trial.label, diag_text(fixture->diag, fixture->arena));
-  trial.node = trial.graph->outputs[0].node;
+  Trial trial = trial_start(fixture, target, &memory, line);
+  trial.tolerance = 1e-6;
   return trial;
 }
 
 static void check_fills(Trial *trial) {
   bool exact = trial->exact;
   for (int64_t batch = 0; batch <= 3; batch++) {
-    fill_trial(trial, batch == 2 ? OP_CASE_FLOATS : OP_CASE_INTEGERS, batch);
+    trial_fill(trial, batch == 2 ? OP_CASE_FLOATS : OP_CASE_INTEGERS, batch);
     trial->exact = exact && batch != 2;
     /* what a reduction over no images gives is of no interest */
-    if (batch > 0 || shape_batched(&trial->node->shape)) check_trial(trial);
+    if (batch > 0 || shape_batched(&trial->node->shape)) trial_check(trial);
   }
   trial->exact = exact;
 }
@@ -275,8 +166,36 @@ static void check_fills(Trial *trial) {
 /* What changes a state in place ends in no other value. */
 static bool ends_step(OpCode op) { return op == OP_SGD_STEP || op == OP_ADAM_STEP || op == OP_PACK; }
 
-static void check_line(Fixture *fixture, const Target *target, const OpCase *line, bool epilogue) {
+/* How the operands of a line lie: plain with rows close together or with gaps, or in blocks of channels. */
+typedef enum Way { WAY_DENSE, WAY_GAPS_EVEN, WAY_GAPS_ODD, WAY_BLOCKS, WAY_COUNT } Way;
+
+static bool has_way(const Trial *trial, Way way) {
+  const Node *node = trial->node;
+  if (way == WAY_DENSE) return true;
+  if (way == WAY_BLOCKS) return takes_blocks(node, trial->target->vector_lanes);
+  return node->input_count > 0 && node->inputs[0]->shape.rank == 4;
+}
+
+static void check_way(Trial *trial, Way way) {
   static const int32_t input_halo[4] = {1, 2, 0, 1}, output_halo[4] = {2, 1, 1, 3};
+  static const Gaps gaps[] = {GAPS_NONE, GAPS_EVEN, GAPS_ODD};
+  static const char *const names[] = {"", " with gaps", " with gaps", " in blocks"};
+  const char *const label = trial->label;
+  trial->label = arena_format(trial->fixture->arena, "%s%s", label, names[way]);
+  if (way == WAY_BLOCKS) {
+    const Layout blocks = {LAYOUT_CHANNEL_BLOCK, trial->target->vector_lanes};
+    build_trial(trial, blocks, input_halo, output_halo, GAPS_NONE);
+  } else {
+    build_trial(trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, gaps[way]);
+  }
+  check_fills(trial);
+  trial->label = label;
+}
+
+/* In all ways, or in the one whose turn it is. */
+enum { ALL_WAYS = -1 };
+
+static void check_line(Fixture *fixture, const Target *target, const OpCase *line, bool epilogue, int turn) {
   Trial trial = start_trial(fixture, target, line);
   if (is_covered_elsewhere(trial.node->op)) return;
   if (epilogue) {
@@ -286,26 +205,12 @@ static void check_line(Fixture *fixture, const Target *target, const OpCase *lin
     add_epilogue(&trial);
     trial.label = arena_format(fixture->arena, "%s with an epilogue", trial.label);
   }
-  const char *name = trial.label;
-  bool image = trial.node->input_count > 0 && trial.node->inputs[0]->shape.rank == 4;
-  Gaps last = image ? GAPS_ODD : GAPS_NONE;
-  for (Gaps gaps = GAPS_NONE; gaps <= last; gaps++) {
-    build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, gaps);
-    check_fills(&trial);
-    trial.label = arena_format(fixture->arena, "%s with gaps", name);
-  }
-  if (!takes_blocks(trial.node, target->vector_lanes)) return;
-  trial.label = arena_format(fixture->arena, "%s in blocks", name);
-  build_trial(&trial, (Layout){LAYOUT_CHANNEL_BLOCK, target->vector_lanes}, input_halo, output_halo, GAPS_NONE);
-  check_fills(&trial);
-}
-
-/* Calls body for every instruction set that this machine runs. */
-static void for_each_target(Fixture *fixture, void (*body)(Fixture *fixture, const Target *target)) {
-  for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
-    Target target;
-    assert_true(cpu_target(isas[i], NULL, fixture->arena, fixture->diag, &target));
-    if (cpu_target_runnable(&target)) body(fixture, &target);
+  int ways = 0;
+  for (Way way = 0; way < WAY_COUNT; way++) ways += has_way(&trial, way);
+  for (Way way = 0, number = 0; way < WAY_COUNT; way++) {
+    if (!has_way(&trial, way)) continue;
+    if (turn == ALL_WAYS || turn % ways == (int)number) check_way(&trial, way);
+    number++;
   }
 }
 
@@ -328,29 +233,34 @@ static const OpCase more_lines[] = {
     {"reshape", "x:i64[N,6]", "shape=[N,3,2]", true},
 };
 
-/* A line has an arena of its own, since the whole table would take gigabytes. */
-static void check_table(const Target *target, bool epilogue) {
+/* A line has an arena of its own, since the whole table would take gigabytes. With a first turn, each line is checked
+ * in one of its ways, and the next line in the next. */
+static void check_table(const Target *target, bool epilogue, int first_turn) {
   size_t more = sizeof more_lines / sizeof *more_lines;
   for (size_t i = 0; i < op_case_count() + more; i++) {
     Fixture own = {.arena = arena_create(NULL)};
     own.diag = diag_create(own.arena);
-    check_line(&own, target, i < more ? &more_lines[i] : op_case(i - more), epilogue);
+    const int turn = first_turn == ALL_WAYS ? ALL_WAYS : first_turn + (int)i;
+    check_line(&own, target, i < more ? &more_lines[i] : op_case(i - more), epilogue, turn);
     arena_destroy(own.arena);
   }
 }
 
+/* Narrower vectors make other loops and tails, but of the same code: there a part of the ways will do. */
 static void check_plain_table(Fixture *fixture, const Target *target) {
-  (void)fixture;
-  check_table(target, false);
+  Target widest;
+  assert_true(cpu_target("native", NULL, fixture->arena, fixture->diag, &widest));
+  const bool narrow = target->vector_lanes < widest.vector_lanes;
+  check_table(target, false, narrow ? target->vector_lanes / 4 : ALL_WAYS);
 }
 
-static void test_ops(void **state) { for_each_target(*state, check_plain_table); }
+static void test_ops(void **state) { trial_each_target(*state, check_plain_table); }
 
 static void test_epilogues(void **state) {
   Fixture *fixture = *state;
   Target target;
   assert_true(cpu_target("native", NULL, fixture->arena, fixture->diag, &target));
-  check_table(&target, true);
+  check_table(&target, true, 0);
 }
 
 /* --- layouts ------------------------------------------------------------------------------------------ */
@@ -363,6 +273,7 @@ typedef struct ConvertCase {
   LayoutKind to;
   int32_t to_lanes;
   int32_t from_halo[4], to_halo[4];
+  int64_t from_gap, to_gap; /* between rows */
 } ConvertCase;
 
 #define N      DIM_BATCH
@@ -386,6 +297,18 @@ static const ConvertCase converts[] = {
     {{4, {N, 17, 7, 7}}, BLOCK, PLAIN, {0}, {0}},
     {{4, {N, 19, 3, 5}}, BLOCK, PLAIN, {0}, {1, 0, 2, 1}},
     {{4, {N, 5, 1, 1}}, BLOCK, PLAIN, {1, 1, 1, 1}, {0}},
+    {{4, {N, 20, 24, 28}}, BLOCK, PLAIN, {1, 1, 1, 1}, {0}},
+    {{4, {N, 32, 14, 14}}, BLOCK, PLAIN, {1, 1, 3, 3}, {0}},
+    {{4, {N, 35, 7, 7}}, BLOCK, PLAIN, {1, 1, 1, 1}, {0}},
+    {{4, {N, 16, 5, 3}}, BLOCK, PLAIN, {0, 2, 0, 0}, {0}},
+    {{4, {3, 18, 2, 300}}, BLOCK, PLAIN, {0, 0, 0, 1}, {0}},
+    {{4, {N, 7, 530, 1}}, BLOCK, PLAIN, {1, 1, 1, 1}, {0}},
+    {{4, {N, 20, 23, 29}}, PLAIN, BLOCK, {0}, {0}},
+    {{4, {N, 9, 2, 530}}, PLAIN, BLOCK, {0}, {1, 1, 1, 1}},
+    {{4, {N, 20, 9, 7}}, BLOCK, PLAIN, {0}, {0}, 48, 0},
+    {{4, {N, 20, 5, 21}}, BLOCK, PLAIN, {0}, {0}, 0, 3},
+    {{4, {N, 20, 9, 7}}, PLAIN, BLOCK, {0}, {0}, 0, 48},
+    {{4, {N, 20, 5, 21}}, PLAIN, BLOCK, {0}, {0}, 3, 0},
     {{4, {N, 3, 5, 37}}, PLAIN, PLAIN, {0}, {3, 3, 3, 3}},
     {{4, {N, 3, 5, 37}}, PLAIN, PLAIN, {1, 0, 0, 1}, {0, 1, 0, 0}},
     {{4, {2, 3, 65, 67}}, PLAIN, PLAIN, {0}, {0}},
@@ -415,7 +338,7 @@ static void check_converts(Fixture *fixture, const Target *target) {
   Arena *arena = fixture->arena;
   for (size_t i = 0; i < sizeof converts / sizeof *converts; i++) {
     const ConvertCase *test = &converts[i];
-    Trial trial = {.fixture = fixture, .target = target, .exact = true};
+    Trial trial = {.fixture = fixture, .target = target, .memory = &memory, .exact = true};
     trial.label = arena_format(arena, "convert %d", (int)i);
     trial.graph = graph_create(arena, "convert");
     Node *x = graph_add_input(trial.graph, "x", DTYPE_F32, test->shape);
@@ -425,18 +348,17 @@ static void check_converts(Fixture *fixture, const Target *target) {
     const Layout from = {test->from, test->from_lanes * target->vector_lanes},
                  to = {test->to, test->to_lanes * target->vector_lanes};
     bool image = test->shape.rank == 4;
-    PlanTensor input = make_tensor("x", x, from, image ? test->from_halo : NULL, 0, SPACE_INPUT, 0);
-    PlanTensor output = make_tensor("y", trial.node, to, image ? test->to_halo : NULL, 0, SPACE_OUTPUT, 0);
-    trial.kernel = hand_kernel(arena, OP_CONVERT, output, &input, 1);
-    compile_trial(&trial);
+    PlanTensor input = make_tensor("x", x, from, image ? test->from_halo : NULL, test->from_gap, SPACE_INPUT, 0);
+    PlanTensor output = make_tensor("y", trial.node, to, image ? test->to_halo : NULL, test->to_gap, SPACE_OUTPUT, 0);
+    trial_compile(&trial, &input, output);
     for (int64_t batch = 1; batch <= 3; batch += 2) {
-      fill_trial(&trial, OP_CASE_FLOATS, batch);
-      check_trial(&trial);
+      trial_fill(&trial, OP_CASE_FLOATS, batch);
+      trial_check(&trial);
     }
   }
 }
 
-static void test_converts(void **state) { for_each_target(*state, check_converts); }
+static void test_converts(void **state) { trial_each_target(*state, check_converts); }
 
 /* --- special values ----------------------------------------------------------------------------------- */
 
@@ -464,14 +386,14 @@ static void check_specials(Fixture *fixture, const Target *target) {
       if (blocked && !takes_blocks(trial.node, target->vector_lanes)) continue;
       const Layout block = {LAYOUT_CHANNEL_BLOCK, target->vector_lanes}, plain = {LAYOUT_PLAIN, 0};
       build_trial(&trial, blocked ? block : plain, NULL, NULL, GAPS_NONE);
-      fill_trial(&trial, OP_CASE_INTEGERS, 2);
+      trial_fill(&trial, OP_CASE_INTEGERS, 2);
       put_specials(&trial.inputs.items[0]);
-      check_trial(&trial);
+      trial_check(&trial);
     }
   }
 }
 
-static void test_specials(void **state) { for_each_target(*state, check_specials); }
+static void test_specials(void **state) { trial_each_target(*state, check_specials); }
 
 /* A class that does not exist gives NaN, and nothing outside the logits is read. */
 static void test_targets(void **state) {
@@ -482,9 +404,9 @@ static void test_targets(void **state) {
   assert_true(cpu_target("native", NULL, fixture->arena, fixture->diag, &target));
   Trial trial = start_trial(fixture, &target, &line);
   build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, GAPS_NONE);
-  fill_trial(&trial, OP_CASE_FLOATS, 1);
+  trial_fill(&trial, OP_CASE_FLOATS, 1);
   memcpy(trial.inputs.items[1].data, targets, sizeof targets);
-  check_trial(&trial);
+  trial_check(&trial);
 }
 
 /* Logits far from 0, of which the naive formulas overflow or lose everything. */
@@ -501,10 +423,10 @@ static void test_large_logits(void **state) {
   for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
     Trial trial = start_trial(fixture, &target, &lines[i]);
     build_trial(&trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, GAPS_NONE);
-    fill_trial(&trial, OP_CASE_FLOATS, 3);
+    trial_fill(&trial, OP_CASE_FLOATS, 3);
     Tensor *logits = &trial.inputs.items[0];
     for (int64_t k = 0; k < tensor_elements(logits); k++) tensor_set(logits, k, 4096 + 32 * tensor_get(logits, k));
-    check_trial(&trial);
+    trial_check(&trial);
   }
 }
 
@@ -524,8 +446,8 @@ static void test_long_sums(void **state) {
     trial.tolerance = 0x1p-24;
     const Layout block = {LAYOUT_CHANNEL_BLOCK, target.vector_lanes}, plain = {LAYOUT_PLAIN, 0};
     build_trial(&trial, takes_blocks(trial.node, target.vector_lanes) ? block : plain, NULL, NULL, GAPS_NONE);
-    fill_trial(&trial, OP_CASE_FLOATS, 2);
-    check_trial(&trial);
+    trial_fill(&trial, OP_CASE_FLOATS, 2);
+    trial_check(&trial);
   }
 }
 

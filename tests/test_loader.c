@@ -221,6 +221,76 @@ static void loaders_end_at_any_time(void **state) {
   data_set_close(NULL);
 }
 
+/* A pool's threads fill the same batches, and of several damaged pictures the first is named. */
+static void a_pool_fills_the_same_batches(void **state) {
+  Fixture *fixture = *state;
+  const Augment augment = augment_default();
+  write_mnist(fixture);
+  DataOptions options = idx_options(fixture);
+  DataSet *set = open_good(fixture, &options);
+  for (int augmented = 0; augmented < 2; augmented++) {
+    DataLoaderOptions loading = {.batch = 7, .shuffle = true, .augment = augmented ? &augment : NULL, .seed = 5};
+    uint64_t expected[STEPS];
+    run(fixture, set, &loading, expected);
+    for (int64_t workers = 0; workers < 2; workers++) {
+      Pool *pool = pool_create(3, NULL);
+      loading.workers = workers;
+      DataLoader *loader = data_loader_create(set, &loading, fixture->diag);
+      assert_true(data_loader_share(loader, NULL, fixture->diag));
+      assert_true(data_loader_share(loader, pool, fixture->diag));
+      static const int begins[] = {0, 11, 3};
+      for (size_t i = 0; i < sizeof begins / sizeof begins[0]; i++) {
+        data_loader_seek(loader, begins[i] / 8, begins[i] % 8);
+        for (int k = begins[i]; k < STEPS; k++) {
+          DataBatch batch;
+          assert_true(data_loader_next(loader, &batch, fixture->diag));
+          assert_true(hash_batch(set, &batch) == expected[k]);
+        }
+      }
+      data_loader_destroy(loader);
+      pool_destroy(pool);
+    }
+  }
+  data_set_close(set);
+}
+
+static void a_pool_reports_the_first_picture_that_fails(void **state) {
+  Fixture *fixture = *state;
+  write_pictures(fixture, "");
+  DataOptions options = picture_options(fixture);
+  options.cache_bytes = 0;
+  options.valid_share = 0;
+  DataSet *set = open_good(fixture, &options);
+  for (int64_t i = 23; i >= 4; i--)
+    assert_int_equal(unlink(data_set_picture_name(set, DATA_TRAIN, i, fixture->arena)), 0);
+  Pool *pool = pool_create(4, NULL);
+  DataLoader *loader = data_loader_create(set, &(DataLoaderOptions){.batch = 24}, fixture->diag);
+  assert_true(data_loader_share(loader, pool, fixture->diag));
+  for (int again = 0; again < 2; again++) {
+    DataBatch batch;
+    clear_messages(fixture);
+    assert_false(data_loader_next(loader, &batch, fixture->diag));
+    check_message_part(fixture, data_set_picture_name(set, DATA_TRAIN, 4, fixture->arena));
+  }
+  data_loader_destroy(loader);
+  pool_destroy(pool);
+  data_set_close(set);
+}
+
+static void an_opening_may_be_cancelled(void **state) {
+  Fixture *fixture = *state;
+  write_pictures(fixture, "");
+  const DataOptions options = picture_options(fixture);
+  for (int late = 0; late < 2; late++) {
+    DataOpening *opening = data_set_open_begin(&options);
+    while (late && !data_set_open_done(opening)) usleep(1000);
+    data_set_open_cancel(opening);
+  }
+  data_set_open_cancel(NULL);
+  assert_true(data_set_open_done(NULL));
+  check_messages(fixture, "");
+}
+
 static void sets_open_on_a_thread_of_their_own(void **state) {
   Fixture *fixture = *state;
   write_mnist(fixture);
@@ -243,7 +313,8 @@ int main(void) {
       fixture_test(batches_do_not_depend_on_workers),     fixture_test(seeking_equals_running_through),
       fixture_test(every_epoch_has_an_order_of_its_own),  fixture_test(shuffles_are_uniform),
       fixture_test(pictures_that_vanish_stop_the_loader), fixture_test(loaders_end_at_any_time),
-      fixture_test(sets_open_on_a_thread_of_their_own),
+      fixture_test(sets_open_on_a_thread_of_their_own),   fixture_test(a_pool_fills_the_same_batches),
+      fixture_test(an_opening_may_be_cancelled),          fixture_test(a_pool_reports_the_first_picture_that_fails),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

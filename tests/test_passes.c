@@ -291,6 +291,41 @@ static void a_long_chain_compiles(void **state) {
   }
 }
 
+/* --- tile registers ----------------------------------------------------------------------------------- */
+
+static Algorithm algorithm_of(Fixture *fixture, const char *filter, const char *attrs, int64_t filters,
+                                    bool tiles, Precision precision) {
+  const char *text = arena_format(fixture->arena,
+                                  "graph \"one\" {\n  input %%x : f32[N,256,14,14]\n"
+                                  "  parameter %%w : f32[%s]\n"
+                                  "  %%y = conv2d %%x, %%w {%s} : f32[N,%d,14,14]\n  output y = %%y\n}\n",
+                                  filter, attrs, (int)filters);
+  Target target = wide;
+  target.tiles = tiles;
+  const PassOptions options = {.target = &target, .precision = precision, .scratch = arena_create(NULL)};
+  Graph *graph = NULL;
+  if (!graph_parse("one.ir", text, strlen(text), fixture->arena, fixture->diag, &graph) ||
+      !pipeline_run_list(graph, "infer,layout,select", &options, fixture->diag))
+    fail_msg("%s", diag_text(fixture->diag, fixture->arena));
+  arena_destroy(options.scratch);
+  for (size_t i = 0; i < graph->node_count; i++)
+    if (graph->nodes[i]->op == OP_CONV2D) return graph->nodes[i]->choice.algorithm;
+  return ALGORITHM_DEFAULT;
+}
+
+/* Only where the error is accepted, the processor has them, and the filters fill panels of one group. */
+static void tile_registers_are_chosen_when_allowed(void **state) {
+  static const char same[] = "padding=[1,1,1,1]", groups[] = "padding=[1,1,1,1], groups=2", all[] = "256,256,3,3";
+  Fixture *f = *state;
+  assert_int_equal(algorithm_of(f, all, same, 256, true, PRECISION_FAST), ALGORITHM_TILES);
+  assert_int_equal(algorithm_of(f, "256,256,1,1", "", 256, true, PRECISION_FAST), ALGORITHM_TILES);
+  assert_int_not_equal(algorithm_of(f, all, same, 256, true, PRECISION_DEFAULT), ALGORITHM_TILES);
+  assert_int_equal(algorithm_of(f, all, same, 256, true, PRECISION_STRICT), ALGORITHM_DIRECT);
+  assert_int_not_equal(algorithm_of(f, all, same, 256, false, PRECISION_FAST), ALGORITHM_TILES);
+  assert_int_not_equal(algorithm_of(f, "256,128,3,3", groups, 256, true, PRECISION_FAST), ALGORITHM_TILES);
+  assert_int_not_equal(algorithm_of(f, "24,256,3,3", same, 24, true, PRECISION_FAST), ALGORITHM_TILES);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       fixture_test(every_pass_keeps_every_value),
@@ -304,6 +339,7 @@ int main(void) {
       fixture_test(unknown_names_in_options_are_reported),
       fixture_test(dumps_come_in_order),
       fixture_test(a_long_chain_compiles),
+      fixture_test(tile_registers_are_chosen_when_allowed),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,26 +1,8 @@
 #!/usr/bin/env bash
 # kiln train and kiln lr-find as others script them: options, results, files, messages. Usage: train_cli.sh BUILD_DIR
-set -euo pipefail
-source=$(cd "$(dirname "$0")/.." && pwd)
-build=$(cd "$1" && pwd)
-kiln=$build/kiln
+source "$(dirname "$0")/support.sh"
 model=$source/tests/stripes.json
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-export KILN_CACHE=on KILN_CACHE_DIR=$work/cache
-count=0
 
-fail() { printf 'FAILED: %s\n' "$*"; [ ! -s output ] || cat output; exit 1; }
-# expect CODE PATTERN COMMAND…
-expect() {
-  local code=$1 pattern=$2 found=0
-  shift 2
-  "$@" >output 2>&1 || found=$?
-  [ "$found" -eq "$code" ] || fail "exit code $found, expected $code: $*"
-  [ -z "$pattern" ] || grep -Eq -- "$pattern" output || fail "no '$pattern' in the output of: $*"
-  count=$((count + 1))
-}
 mkdir data one
 "$build/make_idx" data 256 96
 "$build/make_idx" one 40 1
@@ -65,6 +47,14 @@ expect 0 '"epoch":6' "${cycle[@]}" --save b.safetensors --seed 3 --threads 3 --w
 cmp a.safetensors b.safetensors || fail "weights depend on the number of threads"
 expect 0 '' "${cycle[@]}" --save b.safetensors --seed 3 --workers 0
 cmp a.safetensors b.safetensors || fail "weights depend on the number of workers"
+expect 0 '' "${cycle[@]}" --save b.safetensors --seed 3 --threads 3 --workers 0
+cmp a.safetensors b.safetensors || fail "weights depend on who prepares the batches"
+# the pictures themselves: as many of the file as the program takes at once
+images=$(ls data/t10k-images*)
+expect 0 '^.*\[1\]' "$kiln" run "$model" --weights a.safetensors --input "image=$images" --batch 2
+! grep -q '\[2\]' output || fail "more pictures than the batch"
+expect 1 'expected images of three dimensions, found labels' \
+  "$kiln" run "$model" --weights a.safetensors --input "image=$(ls data/t10k-labels*)"
 expect 0 '' "${cycle[@]}" --save b.safetensors --seed 4
 ! cmp -s a.safetensors b.safetensors || fail "the seed changes nothing"
 expect 0 '' "${cycle[@]}" --save b.safetensors --seed 3 --stats '*'

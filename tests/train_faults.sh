@@ -1,17 +1,10 @@
 #!/usr/bin/env bash
 # Training runs that are killed, run out of disk or are told to stop lose nothing: whatever happens at whichever write,
 # --resume ends with the very weights and log of a run that nothing happened to. Usage: train_faults.sh BUILD_DIR
-set -euo pipefail
-source=$(cd "$(dirname "$0")/.." && pwd)
-build=$(cd "$1" && pwd)
-kiln=$build/kiln
-work=$(mktemp -d)
+source "$(dirname "$0")/support.sh"
 mounted=
 trap '[ -z "$mounted" ] || umount "$work/small"; rm -rf "$work"' EXIT
-cd "$work"
-export KILN_CACHE=on KILN_CACHE_DIR=$work/cache
 
-fail() { printf 'FAILED: %s\n' "$*"; [ ! -s output ] || cat output; exit 1; }
 mkdir data
 "$build/make_idx" data 96 32
 run=(train "$source/tests/stripes.json" --data data --epochs 2 --batch 32 --lr 0.02 --one-cycle --optimizer adam
@@ -82,8 +75,8 @@ if ! strace -o /dev/null true 2>/dev/null; then
   echo "strace cannot be used here: the rest is left out"
   exit 0
 fi
-inject() { # INJECTION FOLDER LOG
-  strace -f -o trace -e trace=write,fsync,rename -e "inject=$1" "$kiln" "${run[@]}" --checkpoint "$2" --log "$3" \
+inject() { # INJECTION FOLDER LOG; with filtered=--seccomp-bpf only the calls wanted stop, but no signal can be injected
+  strace -f ${filtered:-} -o trace -e trace=write,fsync,rename -e "inject=$1" "$kiln" "${run[@]}" --checkpoint "$2" --log "$3" \
     --save lost.safetensors >output 2>&1
 }
 strace -f -o trace -e trace=write,fsync "$kiln" "${run[@]}" --checkpoint count --log count.jsonl --save lost.safetensors \
@@ -102,11 +95,17 @@ for call in write fsync; do
 done
 
 # --- a full disk at every write, a broken one at every flush: a message, and nothing lost
+filtered=--seccomp-bpf
 for call in write:error=ENOSPC fsync:error=EIO; do
   [ "${call%%:*}" = write ] && times=$writes || times=$flushes
   for n in $(seq "$times"); do
     rm -rf broken broken.jsonl
-    if ! inject "$call:when=$n" broken broken.jsonl; then
+    code=0
+    inject "$call:when=$n" broken broken.jsonl || code=$?
+    grep -q '(INJECTED)' trace || fail "nothing failed for $call at $n"
+    if [ $code -eq 0 ]; then # only words on standard error may be lost
+      grep -q ' write(2, .*(INJECTED)' trace || fail "not noticed: $call at $n"
+    else
       grep -Eq 'error: cannot|cannot write to standard output' output || fail "no message for $call at $n"
     fi
     check_resumed broken broken.jsonl "$call at $n"

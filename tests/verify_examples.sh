@@ -1,20 +1,10 @@
 #!/usr/bin/env bash
 # Every example description against the interpreter: odd sizes, batches, instruction sets, passes left out, and equal
 # bits for any number of threads. Usage: verify_examples.sh BUILD_DIR
-set -euo pipefail
-source=$(cd "$(dirname "$0")/.." && pwd)
-build=$(cd "$1" && pwd)
-kiln=$build/kiln
-examples=$source/examples
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-export KILN_CACHE_DIR=$work/cache
-count=0
+source "$(dirname "$0")/support.sh"
 
-fail() { printf 'FAILED: %s\n' "$*"; exit 1; }
 verify() {
-  "$kiln" verify "$@" >output 2>&1 || { cat output; fail "verify $*"; }
+  quiet "$kiln" verify "$@"
   grep -q 'compared with the interpreter' output || fail "nothing was compared: verify $*"
   count=$((count + 1))
 }
@@ -25,7 +15,7 @@ for level in x86-64-v2 x86-64-v3 x86-64-v4; do
   if "$kiln" verify "$examples/simple_net.json" --weights w.safetensors --cpu $level >output 2>&1; then
     levels+=($level)
   else
-    grep -q 'cannot run' output || { cat output; fail "verify --cpu $level"; }
+    grep -q 'cannot run' output || fail "verify --cpu $level"
     echo "this processor cannot run $level code: left out"
   fi
 done
@@ -35,9 +25,10 @@ done
 plan() {
   case $1 in
     vgg11_bn) echo "33,35 last 1" ;;
-    resnet50 | resnet50_products | resnet34_pets) echo "33,39 each 1; 33,39 last 3" ;;
-    resnet18) echo "33,35 each 1 3; 65,41 last 3; 33,33 last 16" ;;
-    resnet34 | mobilenet_v2 | squeezenet1_1) echo "33,35 each 1 3" ;;
+    resnet50 | resnet34) echo "33,39 each 1; 33,39 last 3" ;;
+    resnet50_products | resnet34_pets) echo "33,39 last 1 3" ;; # the same bodies with other heads
+    resnet18) echo "33,35 each 1; 65,41 last 3; 33,33 last 16" ;;
+    mobilenet_v2 | squeezenet1_1) echo "33,35 each 1 3" ;;
     edges_rgb | edges_rgb2) echo "33,65 each 1 3 16; 37,34 each 1" ;;
     *) echo "- each 1 3 16" ;;
   esac
@@ -74,7 +65,7 @@ for name in simple_cnn10_bn simple_net edges_rgb2 resnet18 mobilenet_v2 squeezen
   done
 done
 
-# Bits do not depend on the number of threads.
+# Bits do not depend on the number of threads. Narrower vectors do not change how work is divided: two numbers will do.
 "$build/draw_scene" one.png 97 71
 "$build/draw_scene" two.png 50 65
 for name in simple_cnn10 simple_cnn10_bn edges_rgb resnet18 mobilenet_v2 squeezenet1_1 resnet34_pets; do
@@ -82,10 +73,11 @@ for name in simple_cnn10 simple_cnn10_bn edges_rgb resnet18 mobilenet_v2 squeeze
   case $name in simple*) ;; *) shape=(--shape image=N,3,65,59) ;; esac
   "$kiln" init "$examples/$name.json" --seed 3 -o w.safetensors >/dev/null
   for level in "${levels[@]}"; do
-    for threads in 1 2 3 7; do
-      "$kiln" run "$examples/$name.json" --weights w.safetensors "${shape[@]}" --cpu "$level" --threads $threads --top 0 \
-        --input image=one.png --input image=two.png --input image=one.png --outputs $threads.safetensors >output 2>&1 ||
-        { cat output; fail "run $name --cpu $level --threads $threads"; }
+    counts="1 3"
+    [ "$level" != "${levels[-1]}" ] || counts="1 2 3 7"
+    for threads in $counts; do
+      quiet "$kiln" run "$examples/$name.json" --weights w.safetensors "${shape[@]}" --cpu "$level" --threads $threads --top 0 \
+        --input image=one.png --input image=two.png --input image=one.png --outputs $threads.safetensors
       cmp 1.safetensors $threads.safetensors || fail "$name for $level: $threads threads give other results"
       count=$((count + 1))
     done

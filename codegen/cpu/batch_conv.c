@@ -1,4 +1,5 @@
-/* Convolutions, their gradients with respect to the image, and linear layers on batch-blocked values.
+/* Convolutions, their gradients with respect to the image, and linear layers on batch-blocked values. Sums are f32 in
+ * runs (see run_channels), or, with ALGORITHM_REFERENCE, double.
  *
  * All are the same nest: sums over channels and taps of one image element, a vector of b images, times one number of
  * the plain filter. A register tile holds sums for some filters × adjacent columns; an element is loaded once for all
@@ -11,6 +12,7 @@
 #include <math.h>
 
 #include "base/checked.h"
+#include "wide.h"
 
 enum { MAX_TAP_COLUMNS = 64, MIN_UNITS = 8 /* of a block, for balance between threads */ };
 
@@ -28,6 +30,7 @@ typedef struct Nest {
   int64_t out_height, out_width;
   Split tiles; /* of a group's filters */
   int64_t columns_most;
+  bool wide; /* sums are doubles */
 } Nest;
 
 /* Along one axis: tap t of output q of a class reads the source at q·scale + first + t·delta, when that is inside. */
@@ -51,6 +54,25 @@ typedef struct Tile {
   Value *sums;   /* [filter][column] */
 } Tile;
 
+/* --- sums -------------------------------------------------------------------------------------------- */
+
+static LLVMTypeRef sum_type(const Nest *nest) {
+  return nest->wide ? wide_type(nest->emit, nest->lanes) : emit_float_type(nest->emit, nest->lanes);
+}
+
+/* A float or a vector of them as sums take it. */
+static Value as_term(const Nest *nest, Value value, int32_t lanes) {
+  return nest->wide ? wide_from_float(nest->emit, value, lanes) : value;
+}
+
+static Value splat_number(const Nest *nest, Value number) {
+  return nest->wide ? wide_splat(nest->emit, as_term(nest, number, 1), nest->lanes)
+                    : emit_splat(nest->emit, number, nest->lanes);
+}
+
+/* Registers of so many sums or terms. */
+static int64_t sum_registers(const Nest *nest) { return batch_registers(nest->emit) / (nest->wide ? 2 : 1); }
+
 /* --- tiles ------------------------------------------------------------------------------------------- */
 
 /* Cycles for a tap of all tiles, on a machine with two multiply-adds and two loads a cycle and a latency of four. */
@@ -68,7 +90,7 @@ static double tile_cost(int64_t filters, int64_t columns, int64_t filter_limit, 
 
 static void choose_tiles(Nest *nest, int64_t columns) {
   enum { COLUMNS_LIMIT = 8 };
-  int64_t registers = batch_registers(nest->emit) - 2;
+  int64_t registers = sum_registers(nest) - 2;
   double best = INFINITY;
   for (int64_t c = 1; c <= COLUMNS_LIMIT; c++) {
     int64_t f = registers / c - 1; /* f·c sums and c elements */
@@ -115,14 +137,13 @@ static void inside_taps(Emit *emit, const TapAxis *axis, Value at, Value *out_be
 static bool elements_fit(const Nest *nest, const TapAxis *axis, const Tile *tile) {
   int64_t span =
       (tile->columns - 1) * axis->scale + (axis->taps - 1) * (axis->delta > 0 ? axis->delta : -axis->delta) + 1;
-  return tile->filters * tile->columns + span + 1 <= batch_registers(nest->emit);
+  return tile->filters * tile->columns + span + 1 <= sum_registers(nest);
 }
 
 /* One row of taps of one channel, `source` being the address of the tile's first column in the source without its
  * shift. Neighbouring outputs share elements: each is loaded once, if there is room. */
 static void add_tap_row(const Nest *nest, const TapAxis *axis, const Tile *tile, Value source, Value weights) {
   Emit *emit = nest->emit;
-  LLVMTypeRef vector = emit_float_type(emit, nest->lanes);
   int64_t known[MAX_TAP_COLUMNS];
   Value elements[MAX_TAP_COLUMNS];
   int count = 0;
@@ -146,26 +167,27 @@ static void add_tap_row(const Nest *nest, const TapAxis *axis, const Tile *tile,
       if (i == count) {
         if (count == MAX_TAP_COLUMNS) i = count = 0;
         known[i] = at;
-        elements[i] = emit_load(emit, source, emit_int(emit, at * nest->column_stride), nest->lanes);
+        Value element = emit_load(emit, source, emit_int(emit, at * nest->column_stride), nest->lanes);
+        elements[i] = as_term(nest, element, nest->lanes);
         count++;
       }
       pixels[column] = elements[i];
     }
     for (int64_t filter = 0; filter < tile->filters && last >= 0; filter++) {
       Value number = emit_load(emit, weights, emit_int(emit, filter * nest->filter_stride + tap * axis->weight), 1);
-      number = emit_splat(emit, number, nest->lanes);
+      number = splat_number(nest, number);
       for (int64_t column = 0; column <= last; column++) {
         Value sum = tile->sums[filter * tile->columns + column];
         if (pixels[column] == NULL) continue;
-        Value total = emit_fma(emit, pixels[column], number, emit_get(emit, vector, sum));
-        emit_set(emit, sum, batch_in_order(emit, total));
+        Value total = emit_fma(emit, pixels[column], number, emit_get(emit, sum_type(nest), sum));
+        emit_set(emit, sum, nest->wide ? total : batch_in_order(emit, total));
       }
     }
   }
 }
 
-/* Whether the weights pass through the second-level cache rather than stay there: then all blocks of images use a tile's
- * before the next ones are fetched. */
+/* Whether the weights pass through the second-level cache rather than stay there: then all blocks of images use a
+ * tile's before the next ones are fetched. */
 static bool weights_are_large(const Nest *nest) {
   const Shape *shape = &nest->kernel->inputs[1].shape;
   int64_t count = 1;
@@ -182,6 +204,62 @@ static void prefetch_weights(const Nest *nest, const Tile *tile, Value numbers) 
     emit_prefetch_line(nest->emit, numbers, emit_int(nest->emit, AHEAD * nest->depth_stride + at), true);
 }
 
+static void start_sums(const Nest *nest, const Tile *tile, Value first_filter) {
+  Emit *emit = nest->emit;
+  bool biased = nest->kernel->op_input_count > 2;
+  for (int64_t filter = 0; filter < tile->filters; filter++) {
+    Value start = emit_float(emit, 1, 0);
+    if (biased) {
+      Value at = emit_add_int(emit, first_filter, filter);
+      start = emit_load(emit, emit->inputs[2], emit_offset(emit, &nest->kernel->inputs[2], &at), 1);
+    }
+    start = splat_number(nest, start);
+    for (int64_t column = 0; column < tile->columns; column++)
+      emit_set(emit, tile->sums[filter * tile->columns + column], start);
+  }
+}
+
+/* A sum of n numbers, one after the other, errs by about √(n/2) roundings; sums of runs of √n, and then of the runs, by
+ * the fourth root of that. Runs are at least so long that adding them to the totals costs little beside: images feel
+ * the rounding of all layers before them, gradients mostly that of the images. Returns how many channels a run has. */
+static int64_t run_channels(const Nest *nest, const Class *class) {
+  enum { TERMS_OF_IMAGES = 16, TERMS_OF_GRADIENTS = 64 };
+  if (nest->wide) return nest->depth;
+  const double least_terms = nest->kernel->op == OP_CONV_TRANSPOSE2D ? TERMS_OF_GRADIENTS : TERMS_OF_IMAGES;
+  const int64_t taps = class->rows.taps * class->columns.taps;
+  const double terms = fmax(least_terms, sqrt((double)(nest->depth * taps)));
+  const int64_t least = ceil_div((int64_t)terms, taps);
+  for (int64_t run = least; run < 2 * least; run++)
+    if (nest->depth % run == 0) return run;
+  return least < nest->depth ? least : nest->depth;
+}
+
+/* Room for a tile's totals. */
+static int64_t scratch_bytes(const Nest *nest) {
+  return (nest->tiles.narrow + (nest->tiles.wide > 0)) * nest->columns_most * nest->lanes * (int64_t)sizeof(float);
+}
+
+static Value total_at(const Nest *nest, int64_t i) { return emit_int(nest->emit, i * nest->lanes); }
+
+/* The sums become the totals, in the thread's scratch memory, and begin anew. */
+static void begin_run(const Nest *nest, const Tile *tile) {
+  Emit *emit = nest->emit;
+  for (int64_t i = 0; i < tile->filters * tile->columns; i++) {
+    Value sum = emit_get(emit, emit_float_type(emit, nest->lanes), tile->sums[i]);
+    emit_store(emit, emit->scratch, total_at(nest, i), sum);
+    emit_set(emit, tile->sums[i], emit_float(emit, nest->lanes, 0));
+  }
+}
+
+static void add_totals(const Nest *nest, const Tile *tile) {
+  Emit *emit = nest->emit;
+  for (int64_t i = 0; i < tile->filters * tile->columns; i++) {
+    Value total = emit_load(emit, emit->scratch, total_at(nest, i), nest->lanes);
+    Value sum = emit_get(emit, emit_float_type(emit, nest->lanes), tile->sums[i]);
+    emit_set(emit, tile->sums[i], emit_fadd(emit, sum, total));
+  }
+}
+
 /* `source` is the address of row 0, column of the tile; `row` the number of the output row within its class. */
 static void add_taps(const Nest *nest, const Class *class, const Tile *tile, Value source, Value weights, Value row) {
   Emit *emit = nest->emit;
@@ -191,9 +269,19 @@ static void add_taps(const Nest *nest, const Class *class, const Tile *tile, Val
   inside_taps(emit, rows, row, &begin, &end);
   Value place = emit_add_int(emit, emit_mul_int(emit, row, rows->scale), rows->first);
   source = emit_address(emit, source, emit_mul_int(emit, place, nest->row_stride));
-  EmitLoop channel = emit_loop_count(emit, nest->depth, 1, "channel");
-  Value plane = emit_address(emit, source, emit_mul_int(emit, channel.index, nest->source->storage.stride[1]));
-  Value numbers = emit_address(emit, weights, emit_mul_int(emit, channel.index, nest->depth_stride));
+  const int64_t length = run_channels(nest, class);
+  EmitLoop run = emit_loop_count(emit, nest->depth, length, "run");
+  Value later = emit_less(emit, emit_int(emit, 0), run.index);
+  EmitIf begin_later = emit_if(emit, later, "later_run");
+  begin_run(nest, tile);
+  emit_end_if(emit, &begin_later);
+  Value rest = emit_sub(emit, emit_int(emit, nest->depth), run.index), zero = emit_int(emit, 0);
+  EmitLoop channel = nest->depth % length == 0
+                         ? emit_loop_count(emit, length, 1, "channel")
+                         : emit_loop_begin(emit, zero, emit_min(emit, rest, emit_int(emit, length)), 1, "channel");
+  Value number = emit_add(emit, run.index, channel.index);
+  Value plane = emit_address(emit, source, emit_mul_int(emit, number, nest->source->storage.stride[1]));
+  Value numbers = emit_address(emit, weights, emit_mul_int(emit, number, nest->depth_stride));
   prefetch_weights(nest, tile, numbers);
   EmitLoop tap = emit_loop_begin(emit, begin, end, 1, "tap_row");
   add_tap_row(nest, &class->columns, tile,
@@ -201,33 +289,22 @@ static void add_taps(const Nest *nest, const Class *class, const Tile *tile, Val
               emit_address(emit, numbers, emit_mul_int(emit, tap.index, rows->weight)));
   emit_loop_end(emit, &tap);
   emit_loop_end(emit, &channel);
-}
-
-static void start_sums(const Nest *nest, const Tile *tile, Value first_filter) {
-  Emit *emit = nest->emit;
-  bool biased = nest->kernel->op_input_count > 2;
-  for (int64_t filter = 0; filter < tile->filters; filter++) {
-    Value start = emit_float(emit, nest->lanes, 0);
-    if (biased) {
-      Value at = emit_add_int(emit, first_filter, filter);
-      start = emit_load(emit, emit->inputs[2], emit_offset(emit, &nest->kernel->inputs[2], &at), 1);
-      start = emit_splat(emit, start, nest->lanes);
-    }
-    for (int64_t column = 0; column < tile->columns; column++)
-      emit_set(emit, tile->sums[filter * tile->columns + column], start);
-  }
+  EmitIf end_later = emit_if(emit, later, "later_run");
+  add_totals(nest, tile);
+  emit_end_if(emit, &end_later);
+  emit_loop_end(emit, &run);
 }
 
 /* index: block, first filter, row, column of the tile's first output. */
 static void store_tile(const Nest *nest, const Class *class, const Tile *tile, const Value *index) {
   Emit *emit = nest->emit;
   const PlanTensor *output = &nest->kernel->output;
-  LLVMTypeRef vector = emit_float_type(emit, nest->lanes);
   for (int64_t filter = 0; filter < tile->filters; filter++)
     for (int64_t column = 0; column < tile->columns; column++) {
       const Value at[SHAPE_MAX_RANK] = {index[0], emit_add_int(emit, index[1], filter), index[2],
                                         emit_add_int(emit, index[3], column * class->columns.out_step)};
-      Value sum = emit_get(emit, vector, tile->sums[filter * tile->columns + column]);
+      Value sum = emit_get(emit, sum_type(nest), tile->sums[filter * tile->columns + column]);
+      if (nest->wide) sum = wide_to_float(emit, sum, nest->lanes);
       emit_store(emit, emit->output, emit_offset(emit, output, at), emit_epilogue(emit, sum, at, nest->lanes));
     }
 }
@@ -247,7 +324,7 @@ static void emit_tile(const Nest *nest, const Class *class, const Unit *unit, Ti
   Emit *emit = nest->emit;
   tile->sums = arena_array(emit->arena, (size_t)(tile->filters * tile->columns), Value);
   for (int64_t i = 0; i < tile->filters * tile->columns; i++)
-    tile->sums[i] = emit_variable(emit, emit_float_type(emit, nest->lanes), "sum");
+    tile->sums[i] = emit_variable(emit, sum_type(nest), "sum");
   Value channel = output_channel(nest, unit);
   start_sums(nest, tile, channel);
   Value at = emit_mul_int(emit, column, class->columns.scale * nest->column_stride);
@@ -328,6 +405,7 @@ static bool emit_nest(Nest *nest, const Class *classes, int count, KernelWork *o
   if (parts > least) parts = least > 0 ? least : 1;
   const int64_t extents[4] = {1, nest->groups, nest->tiles.tiles, parts};
   *out_work = work_per_image(nest->kernel->output.shape.dims[0], extents[1] * extents[2] * extents[3]);
+  out_work->scratch_bytes = scratch_bytes(nest);
 
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "unit");
   Value digits[4];
@@ -371,6 +449,7 @@ static bool check_operands(const PlanKernel *kernel, int32_t rank, Diag *diag) {
 static Nest nest_begin(Emit *emit, const PlanKernel *kernel) {
   Nest nest = {.emit = emit, .kernel = kernel, .lanes = batch_block(kernel), .source = &kernel->inputs[0]};
   nest.groups = nest.out_height = nest.out_width = 1;
+  nest.wide = kernel->choice.algorithm == ALGORITHM_REFERENCE;
   if (nest.source->shape.rank == 4)
     nest.row_stride = nest.source->storage.stride[2], nest.column_stride = nest.source->storage.stride[3];
   return nest;

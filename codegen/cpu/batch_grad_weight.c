@@ -2,7 +2,8 @@
  *
  * A register tile holds vectors of sums, one lane per image of a block, for some filters × channels × adjacent taps of
  * a row of taps. It goes over a strip of the places, a few rows of one block of images or a few blocks, that stays in
- * the first-level cache while all rows of taps pass over it; between strips the sums wait in the thread's scratch.
+ * the first-level cache while all rows of taps pass over it. A strip's sums begin at 0 and are added to those of the
+ * strips before, in the thread's scratch: fewer numbers are added up one after the other, and less is lost to rounding.
  * After the last strip the lanes of every sum are added up, b sums at once. A unit of work is a tile of filters with
  * some channels. It sees all images, in order: the result does not depend on the number of threads. Places whose tap
  * falls outside the image are left out: rows by the bounds of a loop, columns by code of their own. */
@@ -78,6 +79,7 @@ static void choose_sizes(WeightGrad *grad) {
   int64_t rows = grad->emit->target->l1_bytes / 8 * 7 / (row > 0 ? row : 1);
   grad->strip_rows = rows < 1 ? 1 : rows < grad->out_height ? rows : grad->out_height;
   grad->strip_blocks = rows > grad->out_height ? rows / grad->out_height : 1;
+  if (grad->kernel->choice.algorithm == ALGORITHM_REFERENCE) grad->strip_rows = grad->strip_blocks = 1;
 }
 
 /* --- a tile ------------------------------------------------------------------------------------------ */
@@ -210,21 +212,13 @@ static int64_t scratch_stride(const WeightGrad *grad, int64_t channels) {
   return channels * grad->tap_rows * grad->tap_columns * grad->lanes;
 }
 
-/* Takes the sums up where the strip before left them, or begins. */
-static void begin_sums(const WeightGrad *grad, const GradTile *tile, Value scratch, bool first) {
-  Emit *emit = grad->emit;
-  for (int64_t f = 0; f < tile->filters; f++)
-    for (int64_t c = 0; c < tile->channels; c++)
-      for (int64_t t = 0; t < tile->taps; t++) {
-        int64_t at =
-            f * scratch_stride(grad, tile->channels) + (c * grad->tap_rows * grad->tap_columns + t) * grad->lanes;
-        Value start =
-            first ? emit_float(emit, grad->lanes, 0) : emit_load(emit, scratch, emit_int(emit, at), grad->lanes);
-        emit_set(emit, tile->sums[(f * tile->channels + c) * tile->taps + t], start);
-      }
+static void begin_sums(const WeightGrad *grad, const GradTile *tile) {
+  for (int64_t i = 0; i < tile->filters * tile->channels * tile->taps; i++)
+    emit_set(grad->emit, tile->sums[i], emit_float(grad->emit, grad->lanes, 0));
 }
 
-static void keep_sums(const WeightGrad *grad, const GradTile *tile, Value scratch) {
+/* Adds a strip's sums to those of the strips before, if there are any. */
+static void keep_sums(const WeightGrad *grad, const GradTile *tile, Value scratch, bool first) {
   Emit *emit = grad->emit;
   LLVMTypeRef vector = emit_float_type(emit, grad->lanes);
   for (int64_t f = 0; f < tile->filters; f++)
@@ -233,6 +227,7 @@ static void keep_sums(const WeightGrad *grad, const GradTile *tile, Value scratc
         int64_t at =
             f * scratch_stride(grad, tile->channels) + (c * grad->tap_rows * grad->tap_columns + t) * grad->lanes;
         Value sum = emit_get(emit, vector, tile->sums[(f * tile->channels + c) * tile->taps + t]);
+        if (!first) sum = emit_fadd(emit, sum, emit_load(emit, scratch, emit_int(emit, at), grad->lanes));
         emit_store(emit, scratch, emit_int(emit, at), sum);
       }
 }
@@ -252,14 +247,14 @@ static void emit_tap_rows(const WeightGrad *grad, const GradUnit *unit, const St
     Value scratch = emit_address(emit, emit->scratch, emit_mul_int(emit, number, grad->lanes));
     Value zero = emit_int(emit, 0);
     Value first = emit_and(emit, emit_equal(emit, strip->first_block, zero), emit_equal(emit, strip->first_row, zero));
-    EmitIf begin = emit_if(emit, first, "first_strip");
-    begin_sums(grad, &tile, scratch, true);
-    emit_else(emit, &begin);
-    begin_sums(grad, &tile, scratch, false);
-    emit_end_if(emit, &begin);
+    begin_sums(grad, &tile);
     Value x = emit_address(emit, unit->x, emit_mul_int(emit, channel, grad->x->storage.stride[1]));
     add_strip(grad, &tile, strip, x, unit->gradient, row.index);
-    keep_sums(grad, &tile, scratch);
+    EmitIf begin = emit_if(emit, first, "first_strip");
+    keep_sums(grad, &tile, scratch, true);
+    emit_else(emit, &begin);
+    keep_sums(grad, &tile, scratch, false);
+    emit_end_if(emit, &begin);
     emit_loop_end(emit, &row);
   }
 }

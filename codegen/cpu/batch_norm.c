@@ -1,10 +1,12 @@
 /* Batch normalisation of batch-blocked values in training: statistics, the normalisation, and its gradients.
  *
- * Sums run over vectors of images in f32, several at a time so that additions overlap, in a fixed order; lanes are
- * added up in double. Variances come from one sweep: with distances from a number near the mean the squares do not
- * cancel (Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983). A unit of work is a channel, or,
- * where channels do not depend on each other, blocks of a channel. */
+ * Sums run over vectors of images in f32, several at a time so that additions overlap, in a fixed order; every few
+ * hundred vectors they are added to totals in double. Variances come from one sweep: with distances from a number near
+ * the mean the squares do not cancel (Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983). A
+ * unit of work is a channel, or, where channels do not depend on each other, blocks of a channel. */
 #include "batch.h"
+
+#include "base/checked.h"
 #include "wide.h"
 
 enum { SUMS_AT_ONCE = 4, MAX_QUANTITIES = 2 };
@@ -68,17 +70,21 @@ static Value channel_value(Emit *emit, const PlanKernel *kernel, int32_t input, 
   return emit_load(emit, emit->inputs[input], emit_offset_element(emit, &kernel->inputs[input], &channel), 1);
 }
 
-/* sqrt(variance + eps) */
+/* sqrt(variance + eps), a double */
 static Value deviation_of(Emit *emit, const PlanKernel *kernel, int32_t input, Value channel) {
   Value variance = wide_from_float(emit, channel_value(emit, kernel, input, channel), 1);
-  variance = emit_fadd(emit, variance, wide_constant(emit, 1, kernel->attrs.eps));
-  return emit_math(emit, EXPR_SQRT, wide_to_float(emit, variance, 1), 1);
+  return emit_math(emit, EXPR_SQRT, emit_fadd(emit, variance, wide_constant(emit, 1, kernel->attrs.eps)), 1);
 }
 
 /* --- sums of a channel ------------------------------------------------------------------------------- */
 
-/* Gives the quantities to be added up at a place. */
-typedef void (*Quantities)(Emit *emit, const void *context, const Value *index, Value *out_values);
+/* value · factor; NULL: 1 */
+typedef struct Term {
+  Value value, factor;
+} Term;
+
+/* Gives what is to be added up at a place. */
+typedef void (*Quantities)(Emit *emit, const void *context, const Value *index, Term *out_terms);
 
 typedef struct ChannelSums {
   const PlanKernel *kernel;
@@ -86,45 +92,80 @@ typedef struct ChannelSums {
   int count;
   Quantities quantities;
   const void *context;
-  Value mask;
+  Value mask; /* NULL: all lanes are images */
   Value sums[MAX_QUANTITIES][SUMS_AT_ONCE];
+  Value totals[MAX_QUANTITIES]; /* doubles */
 } ChannelSums;
 
 static void add_quantities(Emit *emit, void *context, Value *index, int slot) {
   ChannelSums *sums = context;
   LLVMTypeRef vector = emit_float_type(emit, sums->lanes);
-  Value values[MAX_QUANTITIES];
-  sums->quantities(emit, sums->context, index, values);
+  Term terms[MAX_QUANTITIES];
+  sums->quantities(emit, sums->context, index, terms);
   for (int i = 0; i < sums->count; i++) {
-    Value kept = batch_keep(emit, sums->mask, values[i], sums->lanes);
-    emit_set(emit, sums->sums[i][slot], emit_fadd(emit, emit_get(emit, vector, sums->sums[i][slot]), kept));
+    Value value = terms[i].value, sum = emit_get(emit, vector, sums->sums[i][slot]);
+    if (sums->mask != NULL) value = batch_keep(emit, sums->mask, value, sums->lanes);
+    sum = terms[i].factor ? emit_fma(emit, value, terms[i].factor, sum) : emit_fadd(emit, sum, value);
+    emit_set(emit, sums->sums[i][slot], sum);
   }
+}
+
+static void clear_sums(Emit *emit, const ChannelSums *sums) {
+  for (int i = 0; i < sums->count; i++)
+    for (int slot = 0; slot < SUMS_AT_ONCE; slot++)
+      emit_set(emit, sums->sums[i][slot], emit_float(emit, sums->lanes, 0));
+}
+
+/* Adds the sums up in pairs, and that to the totals. */
+static void add_to_totals(Emit *emit, const ChannelSums *sums) {
+  LLVMTypeRef vector = emit_float_type(emit, sums->lanes), wide = wide_type(emit, sums->lanes);
+  for (int i = 0; i < sums->count; i++) {
+    Value parts[SUMS_AT_ONCE];
+    for (int slot = 0; slot < SUMS_AT_ONCE; slot++) parts[slot] = emit_get(emit, vector, sums->sums[i][slot]);
+    for (int step = 1; step < SUMS_AT_ONCE; step *= 2)
+      for (int slot = 0; slot < SUMS_AT_ONCE; slot += 2 * step)
+        parts[slot] = emit_fadd(emit, parts[slot], parts[slot + step]);
+    Value total = emit_get(emit, wide, sums->totals[i]);
+    emit_set(emit, sums->totals[i], emit_fadd(emit, total, wide_from_float(emit, parts[0], sums->lanes)));
+  }
+}
+
+/* The blocks [begin, end); only the last one of all may have lanes that are no images. */
+static void sum_blocks(Emit *emit, ChannelSums *sums, const Plane *plane, Value channel, Value begin, Value end) {
+  EmitLoop block = emit_loop_begin(emit, begin, end, 1, "block");
+  Value images = emit_mul_int(emit, emit_add_int(emit, block.index, 1), sums->lanes);
+  EmitIf partial = emit_if(emit, emit_less(emit, emit->batch, images), "partial");
+  for (int full = 0; full < 2; full++) {
+    Value index[SHAPE_MAX_RANK] = {block.index, channel};
+    sums->mask = full ? NULL : batch_mask(emit, sums->lanes, block.index);
+    walk_plane(emit, plane, index, add_quantities, sums);
+    if (!full) emit_else(emit, &partial);
+  }
+  emit_end_if(emit, &partial);
+  emit_loop_end(emit, &block);
 }
 
 /* Sums over all images and places of a channel of input 0, in double. */
 static void sum_channel(Emit *emit, const PlanKernel *kernel, int count, Quantities quantities, const void *context,
                         Value channel, Value *out_sums) {
-  ChannelSums sums = {kernel, batch_block(kernel), count, quantities, context, NULL, {{NULL}}};
-  LLVMTypeRef vector = emit_float_type(emit, sums.lanes);
-  for (int i = 0; i < count; i++)
-    for (int slot = 0; slot < SUMS_AT_ONCE; slot++) {
-      sums.sums[i][slot] = emit_variable(emit, vector, "sum");
-      emit_set(emit, sums.sums[i][slot], emit_float(emit, sums.lanes, 0));
-    }
-  Plane plane = plane_of(kernel, &kernel->inputs[0].shape);
-  EmitLoop block = emit_loop_begin(emit, emit_int(emit, 0), batch_blocks(emit, sums.lanes), 1, "block");
-  sums.mask = batch_mask(emit, sums.lanes, block.index);
-  Value index[SHAPE_MAX_RANK] = {block.index, channel};
-  walk_plane(emit, &plane, index, add_quantities, &sums);
-  emit_loop_end(emit, &block);
+  enum { VECTORS_LEAST = 512 }; /* between additions to the totals */
+  ChannelSums sums = {kernel, batch_block(kernel), count, quantities, context, NULL, {{NULL}}, {NULL}};
+  LLVMTypeRef wide = wide_type(emit, sums.lanes);
   for (int i = 0; i < count; i++) {
-    Value total = NULL;
-    for (int slot = 0; slot < SUMS_AT_ONCE; slot++) {
-      Value part = wide_from_float(emit, emit_get(emit, vector, sums.sums[i][slot]), sums.lanes);
-      total = total == NULL ? part : emit_fadd(emit, total, part);
-    }
-    out_sums[i] = emit_reduce_add(emit, total, sums.lanes);
+    for (int slot = 0; slot < SUMS_AT_ONCE; slot++)
+      sums.sums[i][slot] = emit_variable(emit, emit_float_type(emit, sums.lanes), "sum");
+    sums.totals[i] = emit_variable(emit, wide, "total");
+    emit_set(emit, sums.totals[i], wide_constant(emit, sums.lanes, 0));
   }
+  Plane plane = plane_of(kernel, &kernel->inputs[0].shape);
+  const int64_t step = ceil_div(VECTORS_LEAST, plane.rows * plane.columns);
+  Value blocks = batch_blocks(emit, sums.lanes);
+  EmitLoop run = emit_loop_begin(emit, emit_int(emit, 0), blocks, step, "run");
+  clear_sums(emit, &sums);
+  sum_blocks(emit, &sums, &plane, channel, run.index, emit_min(emit, emit_add_int(emit, run.index, step), blocks));
+  add_to_totals(emit, &sums);
+  emit_loop_end(emit, &run);
+  for (int i = 0; i < count; i++) out_sums[i] = emit_reduce_add(emit, emit_get(emit, wide, sums.totals[i]), sums.lanes);
 }
 
 /* Values per channel of input 0, a double. */
@@ -142,11 +183,11 @@ typedef struct Moments {
   Value shift; /* vector */
 } Moments;
 
-static void moment_quantities(Emit *emit, const void *context, const Value *index, Value *out_values) {
+static void moment_quantities(Emit *emit, const void *context, const Value *index, Term *out_terms) {
   const Moments *moments = context;
   Value distance = emit_fsub(emit, load_at(emit, moments->kernel, 0, index), moments->shift);
-  out_values[0] = distance;
-  out_values[1] = emit_fmul(emit, distance, distance);
+  out_terms[0] = (Term){distance, NULL};
+  out_terms[1] = (Term){distance, distance};
 }
 
 /* The mean of some elements of the first images. */
@@ -188,8 +229,8 @@ bool batch_batch_stats(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   return true;
 }
 
-static void element_quantity(Emit *emit, const void *context, const Value *index, Value *out_values) {
-  out_values[0] = load_at(emit, context, 0, index);
+static void element_quantity(Emit *emit, const void *context, const Value *index, Term *out_terms) {
+  out_terms[0] = (Term){load_at(emit, context, 0, index), NULL};
 }
 
 /* Over the batch and all places; the layout pass gives no other sums. */
@@ -263,6 +304,7 @@ static ChannelLoop channel_loop_begin(Emit *emit, const PlanKernel *kernel) {
   return channels;
 }
 
+/* (x − mean)·scale + bias: where the mean is large against the spread, the difference loses nothing. */
 typedef struct Affine {
   const PlanKernel *kernel;
   Value mean, scale, bias; /* vectors */
@@ -284,7 +326,8 @@ bool batch_batch_norm(Emit *emit, const PlanKernel *kernel, KernelWork *out_work
   *out_work = work_per_image(DIM_BATCH, kernel->output.shape.dims[1]);
   ChannelLoop channels = channel_loop_begin(emit, kernel);
   Value channel = channels.loop.index;
-  Value scale = emit_fdiv(emit, channel_value(emit, kernel, 1, channel), deviation_of(emit, kernel, 4, channel));
+  Value weight = wide_from_float(emit, channel_value(emit, kernel, 1, channel), 1);
+  Value scale = wide_to_float(emit, emit_fdiv(emit, weight, deviation_of(emit, kernel, 4, channel)), 1);
   Affine affine = {kernel, emit_splat(emit, channel_value(emit, kernel, 3, channel), lanes),
                    emit_splat(emit, scale, lanes), emit_splat(emit, channel_value(emit, kernel, 2, channel), lanes)};
   Places places = {kernel, affine_value, &affine};
@@ -302,17 +345,17 @@ typedef struct GradientSums {
   Value mean; /* vector */
 } GradientSums;
 
-static void gradient_quantities(Emit *emit, const void *context, const Value *index, Value *out_values) {
+static void gradient_quantities(Emit *emit, const void *context, const Value *index, Term *out_terms) {
   const GradientSums *sums = context;
-  out_values[0] = load_at(emit, sums->kernel, sums->gradient, index);
-  Value distance = emit_fsub(emit, load_at(emit, sums->kernel, 0, index), sums->mean);
-  out_values[1] = emit_fmul(emit, out_values[0], distance);
+  Value gradient = load_at(emit, sums->kernel, sums->gradient, index);
+  out_terms[0] = (Term){gradient, NULL};
+  out_terms[1] = (Term){gradient, emit_fsub(emit, load_at(emit, sums->kernel, 0, index), sums->mean)};
 }
 
-static void weighted_quantity(Emit *emit, const void *context, const Value *index, Value *out_values) {
-  Value values[MAX_QUANTITIES];
-  gradient_quantities(emit, context, index, values);
-  out_values[0] = values[1];
+static void weighted_quantity(Emit *emit, const void *context, const Value *index, Term *out_terms) {
+  Term terms[MAX_QUANTITIES];
+  gradient_quantities(emit, context, index, terms);
+  out_terms[0] = terms[1];
 }
 
 /* x, mean, variance, dy. */
@@ -322,7 +365,7 @@ bool batch_batch_norm_grad_weight(Emit *emit, const PlanKernel *kernel, KernelWo
   EmitLoop channel = emit_loop_begin(emit, emit->begin, emit->end, 1, "channel");
   GradientSums state = {kernel, 3,
                         emit_splat(emit, channel_value(emit, kernel, 1, channel.index), batch_block(kernel))};
-  Value sum, deviation = wide_from_float(emit, deviation_of(emit, kernel, 2, channel.index), 1);
+  Value sum, deviation = deviation_of(emit, kernel, 2, channel.index);
   sum_channel(emit, kernel, 1, weighted_quantity, &state, channel.index, &sum);
   Value result = wide_to_float(emit, emit_fdiv(emit, sum, deviation), 1);
   result = emit_epilogue(emit, result, &channel.index, 1);
@@ -331,7 +374,7 @@ bool batch_batch_norm_grad_weight(Emit *emit, const PlanKernel *kernel, KernelWo
   return true;
 }
 
-/* dx = dy·outer + (x − mean)·slope + shift */
+/* dx = dy·outer + ((x − mean)·slope + shift) */
 typedef struct InputGradient {
   const PlanKernel *kernel;
   Value mean, outer, slope, shift; /* vectors */
@@ -340,8 +383,8 @@ typedef struct InputGradient {
 static Value input_gradient(Emit *emit, const void *context, const Value *index) {
   const InputGradient *state = context;
   Value distance = emit_fsub(emit, load_at(emit, state->kernel, 0, index), state->mean);
-  Value value = emit_fma(emit, load_at(emit, state->kernel, 4, index), state->outer, state->shift);
-  return emit_fma(emit, distance, state->slope, value);
+  Value value = emit_fma(emit, distance, state->slope, state->shift);
+  return emit_fma(emit, load_at(emit, state->kernel, 4, index), state->outer, value);
 }
 
 /* weight/deviation · (dy − mean(dy) − x̂·mean(dy·x̂)), from Σ dy and Σ dy·(x − mean) in double. */
@@ -352,7 +395,7 @@ static InputGradient input_gradient_begin(Emit *emit, const PlanKernel *kernel, 
   Value outer = emit_fdiv(emit, wide_from_float(emit, channel_value(emit, kernel, 1, channel), 1), deviation);
   Value share = emit_fsub(emit, wide_constant(emit, 1, 0), emit_fdiv(emit, outer, count));
   Value slope = emit_fdiv(emit, emit_fmul(emit, share, weighted), emit_fmul(emit, deviation, deviation));
-  InputGradient gradient = {.kernel = kernel, .mean = mean};
+  InputGradient gradient = {.kernel = kernel, .mean = emit_splat(emit, mean, lanes)};
   gradient.outer = emit_splat(emit, wide_to_float(emit, outer, 1), lanes);
   gradient.slope = emit_splat(emit, wide_to_float(emit, slope, 1), lanes);
   gradient.shift = emit_splat(emit, wide_to_float(emit, emit_fmul(emit, share, sum), 1), lanes);
@@ -364,10 +407,10 @@ static void input_gradient_alone(Emit *emit, const PlanKernel *kernel, KernelWor
   int32_t lanes = batch_block(kernel);
   *out_work = (KernelWork){.items = kernel->inputs[0].shape.dims[1]};
   EmitLoop channel = emit_loop_begin(emit, emit->begin, emit->end, 1, "channel");
-  Value mean = emit_splat(emit, channel_value(emit, kernel, 2, channel.index), lanes), sums[2];
-  GradientSums state = {kernel, 4, mean};
+  Value mean = channel_value(emit, kernel, 2, channel.index), sums[2];
+  GradientSums state = {kernel, 4, emit_splat(emit, mean, lanes)};
   sum_channel(emit, kernel, 2, gradient_quantities, &state, channel.index, sums);
-  Value deviation = wide_from_float(emit, deviation_of(emit, kernel, 3, channel.index), 1);
+  Value deviation = deviation_of(emit, kernel, 3, channel.index);
   InputGradient gradient = input_gradient_begin(emit, kernel, channel.index, mean, deviation, sums[0], sums[1]);
   Places places = {kernel, input_gradient, &gradient};
   store_blocks(emit, &places, channel.index, emit_int(emit, 0), batch_blocks(emit, lanes));
@@ -385,8 +428,8 @@ bool batch_batch_norm_grad_input(Emit *emit, const PlanKernel *kernel, KernelWor
   *out_work = work_per_image(DIM_BATCH, kernel->output.shape.dims[1]);
   ChannelLoop channels = channel_loop_begin(emit, kernel);
   Value channel = channels.loop.index;
-  Value mean = emit_splat(emit, channel_value(emit, kernel, 2, channel), batch_block(kernel));
-  Value deviation = wide_from_float(emit, deviation_of(emit, kernel, 3, channel), 1);
+  Value mean = channel_value(emit, kernel, 2, channel);
+  Value deviation = deviation_of(emit, kernel, 3, channel);
   Value sum = wide_from_float(emit, channel_value(emit, kernel, 5, channel), 1);
   Value weighted = emit_fmul(emit, wide_from_float(emit, channel_value(emit, kernel, 6, channel), 1), deviation);
   InputGradient gradient = input_gradient_begin(emit, kernel, channel, mean, deviation, sum, weighted);

@@ -1,8 +1,6 @@
 /* Drives code generation: a module per distinct kernel, one with the tables, each translated on its own. */
 #include <assert.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include <llvm-c/Analysis.h>
@@ -14,7 +12,9 @@
 #include "base/checked.h"
 #include "batch.h"
 #include "codegen.h"
+#include "conv.h"
 #include "emit.h"
+#include "jobs.h"
 #include "kiln_abi.h"
 #include "object_cache.h"
 #include "tables.h"
@@ -228,6 +228,8 @@ static Value add_kernel_function(Unit *unit, Emit *emit) {
   const Target *target = unit->plan->target;
   add_attribute(unit->context, function, "frame-pointer", "none");
   if (strcmp(target->tune, "generic") != 0) add_attribute(unit->context, function, "tune-cpu", target->tune);
+  if (conv_uses_tiles(unit->kernel))
+    add_attribute(unit->context, function, "target-features", "+amx-tile,+amx-bf16,+avx512bf16");
   /* LLVM prefers 256 bits even where the code says <16 x float> */
   if (target->vector_lanes == 16) add_attribute(unit->context, function, "prefer-vector-width", "512");
   return function;
@@ -330,62 +332,21 @@ static bool compile_tables(Unit *unit, const KernelWork *work, const CpuOptions 
   return translate(unit);
 }
 
-/* --- workers ----------------------------------------------------------------------------------------- */
+/* --- threads ----------------------------------------------------------------------------------------- */
 
-typedef struct Queue {
-  Unit *units;
-  size_t count;
-  atomic_size_t next;
-  atomic_bool failed, out_of_memory;
-} Queue;
-
-typedef struct Worker {
-  Queue *queue;
-  Arena *results, *scratch;
-  Machines machines;
-  pthread_t thread;
-  bool started;
-} Worker;
-
-static void worker_compile(Worker *worker, Unit *unit) {
-  jmp_buf failure;
-  arena_on_failure(worker->results, &failure);
-  arena_on_failure(worker->scratch, &failure);
-  if (setjmp(failure)) {
-    atomic_store(&worker->queue->out_of_memory, true);
-  } else {
-    unit->arena = worker->scratch;
-    unit->results = worker->results;
-    unit->machines = &worker->machines;
-    unit->diag = diag_create(worker->results);
-    if (!compile_kernel(unit)) atomic_store(&worker->queue->failed, true);
-  }
-  arena_reset(worker->scratch);
+static void *create_machines(Arena *arena) {
+  Machines *machines = arena_new(arena, Machines);
+  arena_defer(arena, dispose_machines, machines);
+  return machines;
 }
 
-static void *worker_run(void *argument) {
-  Worker *worker = argument;
-  Queue *queue = worker->queue;
-  size_t unit;
-  while (!atomic_load(&queue->out_of_memory) && (unit = atomic_fetch_add(&queue->next, 1)) < queue->count)
-    worker_compile(worker, &queue->units[unit]);
-  return NULL;
-}
-
-static void destroy_arena(void *arena) { arena_destroy(arena); }
-
-/* The worker's memory lives as long as `arena`. */
-static Worker *worker_create(Queue *queue, Arena *arena) {
-  Worker *worker = arena_new(arena, Worker);
-  worker->queue = queue;
-  arena_defer(arena, dispose_machines, &worker->machines);
-  worker->results = arena_create(NULL);
-  if (worker->results == NULL) arena_fail(arena);
-  arena_defer(arena, destroy_arena, worker->results);
-  worker->scratch = arena_create(NULL);
-  if (worker->scratch == NULL) arena_fail(arena);
-  arena_defer(arena, destroy_arena, worker->scratch);
-  return worker;
+static bool run_unit(void *units, size_t number, const JobTools *tools) {
+  Unit *unit = (Unit *)units + number;
+  unit->arena = tools->scratch;
+  unit->results = tools->results;
+  unit->machines = tools->worker;
+  unit->diag = tools->diag;
+  return compile_kernel(unit);
 }
 
 int32_t cpu_threads(int32_t threads) {
@@ -394,32 +355,6 @@ int32_t cpu_threads(int32_t threads) {
   cpu_set_t set; /* the processors that this process may use; not readable on a machine with more than 1024 */
   int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : DEFAULT_THREADS_LIMIT;
   return count > DEFAULT_THREADS_LIMIT ? DEFAULT_THREADS_LIMIT : count;
-}
-
-/* All units, on `threads` threads of which the caller is one. Results stand in the units whatever the order. */
-static bool compile_units(Unit *units, size_t count, int32_t threads, Arena *arena, Diag *diag) {
-  Queue *queue = arena_new(arena, Queue);
-  queue->units = units;
-  queue->count = count;
-  size_t workers = (size_t)cpu_threads(threads);
-  if (workers > count) workers = count > 0 ? count : 1;
-  Worker **list = arena_array(arena, workers, Worker *);
-  for (size_t i = 0; i < workers; i++) list[i] = worker_create(queue, arena);
-  for (size_t i = 1; i < workers; i++) {
-    list[i]->started = pthread_create(&list[i]->thread, NULL, worker_run, list[i]) == 0;
-  }
-  worker_run(list[0]);
-  for (size_t i = 1; i < workers; i++) {
-    if (list[i]->started) pthread_join(list[i]->thread, NULL);
-  }
-  for (size_t i = 0; i < count; i++) {
-    for (size_t m = 0; units[i].diag != NULL && m < diag_message_count(units[i].diag); m++) {
-      const DiagMessage *message = diag_message(units[i].diag, m);
-      diag_error(diag, message->location, "%s", message->text);
-    }
-  }
-  if (atomic_load(&queue->out_of_memory)) arena_fail(arena);
-  return !atomic_load(&queue->failed);
 }
 
 /* --- programs ---------------------------------------------------------------------------------------- */
@@ -438,7 +373,8 @@ static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind
     unit_of[i] = &units[count++];
     *unit_of[i] = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .kernel = &plan->kernels[i], .cache = cache};
   }
-  if (!compile_units(units, count, options->threads, scratch, diag)) return false;
+  const Jobs jobs = {.count = count, .run = run_unit, .context = units, .create_worker = create_machines};
+  if (!jobs_run(&jobs, cpu_threads(options->threads), scratch, diag)) return false;
   KernelWork *work = arena_array(scratch, plan->kernel_count, KernelWork);
   for (size_t i = 0; i < plan->kernel_count; i++) work[i] = unit_of[plan->kernels[i].code]->work;
   Unit *tables = &units[count++];
@@ -449,8 +385,7 @@ static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind
                    .arena = scratch,
                    .results = scratch,
                    .diag = diag,
-                   .machines = arena_new(scratch, Machines)};
-  arena_defer(scratch, dispose_machines, tables->machines);
+                   .machines = create_machines(scratch)};
   if (!compile_tables(tables, work, options)) return false;
   if (cache != NULL) object_cache_finish(cache, OBJECT_CACHE_BYTES, scratch, diag);
   *out_units = units;

@@ -26,6 +26,12 @@ bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
 bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 /* 3×3 with stride 1, filters transformed; see conv_winograd.c. */
 bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
+/* Products of bf16 halves in tile registers; see conv_tiles.c. */
+bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
+/* Whether a kernel uses tile registers. */
+bool conv_uses_tiles(const PlanKernel *kernel);
+/* convert of filters into the layout that it reads. */
+bool cpu_convert_halves(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 /* Any shape, everything plain. */
 bool cpu_conv_reference(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 

@@ -6,9 +6,10 @@
  * A register tile holds P pixels × T blocks of output channels, as P·T accumulators. One step of the innermost loop
  * takes one input channel of one tap: T vectors of filters, then for each pixel one scalar of the input, broadcast,
  * and T multiply-adds. P and T are such that accumulators, filters and broadcast fit the registers exactly. Pixels of a
- * tile are a rectangle: usually part of one row; of short rows several.
+ * tile are a rectangle: usually part of one row; of short rows several. Where such tiles would leave much of the
+ * registers unused (rows of 14 pixels in tiles of 6) the pixels of a tile follow each other across the ends of rows.
  *
- * Loops, outermost first: items (image and panel in either order, chunk of rows), chunks of channels, rows, tiles of a
+ * Loops, outermost first: items (image, panel and chunk of rows, see decode_item), chunks of channels, rows, tiles of a
  * row, blocks of channels, taps, channels of the block. The rows of an item follow each other so that a panel stays in
  * the cache. Unrolling goes over channels, never over taps of a row: those reload the same scalars, which LLVM would
  * keep in registers that the accumulators need.
@@ -23,7 +24,7 @@
 #include "ride.h"
 #include "work.h"
 
-enum { CHANNEL_UNROLL = 4, PLAIN_CHANNEL_BLOCK = 16, MAX_SKIP_TILES = 4 };
+enum { CHANNEL_UNROLL = 2, PLAIN_CHANNEL_BLOCK = 16, MAX_SKIP_TILES = 4, LINE_ELEMENTS = 16 /* of a cache line */ };
 
 typedef struct Direct {
   Emit *emit;
@@ -41,21 +42,33 @@ typedef struct Direct {
   int64_t chunk_blocks;   /* channel blocks between stores of partial sums */
   int64_t chunks;
   int64_t tile_pixels, tile_rows;
-  bool skips; /* taps in the padding are left out: tiles are whole rows, and their code is not shared */
+  bool skips;        /* taps in the padding are left out: tiles are whole rows, and their code is not shared */
+  bool across;       /* a tile's pixels go on in the next row */
+  bool rows_outside; /* all panels go through a chunk of rows before the next chunk */
+  bool packed_input, packed_output; /* all pixels of a block are equally far apart; so are those of operands */
   DirectWork work;
   /* The filters that follow those of this chunk in memory are needed next. Every tile fetches its share of them into
-   * the second-level cache, a step of so many elements per unrolled group of channels; 0: none. */
-  int64_t prefetch_step;
+   * the second-level cache, so many lines per tap and block of channels; 0: none. */
+  int64_t prefetch_lines;
   Value prefetch; /* variable: the address to fetch next */
   /* of the current item */
   Value image, block, input_base, filter_base;
 } Direct;
 
-/* A tile: rows × columns of output pixels, `blocks` blocks of output channels, at (y, x). */
+/* An output pixel of a tile. */
+typedef struct Pixel {
+  Value y, x;
+  Value input;  /* elements from the tile's first tap to the pixel's */
+  Value output; /* offset of its first block */
+} Pixel;
+
+/* A tile: rows × columns of output pixels, `blocks` blocks of output channels, at (y, x). Across rows: one row, and x
+ * counts the pixels of all rows; y is 0. */
 typedef struct Tile {
   int64_t rows, columns, blocks;
   Value y, x;
   int64_t top; /* y, when `skips` */
+  Pixel *pixels;
   Value *sums; /* variables, [pixel][block] */
 } Tile;
 
@@ -86,6 +99,10 @@ static Reach tap_reach(const Direct *direct, const Tile *tile, int64_t r, int64_
   return reach;
 }
 
+static bool reach_is_empty(Reach reach) {
+  return reach.first_row == reach.end_row || reach.first_column == reach.end_column;
+}
+
 static Value *tile_sum(const Tile *tile, int64_t pixel, int64_t block) {
   return &tile->sums[pixel * tile->blocks + block];
 }
@@ -96,17 +113,17 @@ static void emit_channels(Direct *direct, const Tile *tile, const Reach *reach, 
                           int64_t count) {
   Emit *emit = direct->emit;
   LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
-  const int64_t *stride = direct->input->storage.stride;
   for (int64_t c = 0; c < count; c++) {
     Value weights[16];
+    if (tile->blocks > 1)
+      emit_step(emit, direct->lanes, tile->sums, (size_t)(tile->rows * tile->columns * tile->blocks));
     for (int64_t k = 0; k < tile->blocks; k++)
       weights[k] = emit_load(emit, filter, emit_int(emit, c * direct->filter->storage.stride[1] + k * direct->lanes),
                              direct->lanes);
     for (int64_t row = reach->first_row; row < reach->end_row; row++)
       for (int64_t column = reach->first_column; column < reach->end_column; column++) {
-        int64_t offset = row * direct->shape.stride_height * stride[2] +
-                         column * direct->shape.stride_width * stride[3] + c * direct->lane_stride;
-        Value pixel = emit_splat(emit, emit_load(emit, input, emit_int(emit, offset), 1), direct->lanes);
+        Value offset = emit_add_int(emit, tile->pixels[row * tile->columns + column].input, c * direct->lane_stride);
+        Value pixel = emit_splat(emit, emit_load(emit, input, offset, 1), direct->lanes);
         for (int64_t k = 0; k < tile->blocks; k++) {
           Value sum = *tile_sum(tile, row * tile->columns + column, k);
           emit_set(emit, sum, emit_fma(emit, pixel, weights[k], emit_get(emit, vector, sum)));
@@ -115,21 +132,46 @@ static void emit_channels(Direct *direct, const Tile *tile, const Reach *reach, 
   }
 }
 
-static void emit_prefetch(Direct *direct) {
-  enum { LINE = 16, READ = 0, SECOND_LEVEL = 2, DATA = 1 }; /* a cache line in elements; arguments of llvm.prefetch */
+static void emit_prefetch(Direct *direct, int64_t lines) {
   Emit *emit = direct->emit;
-  if (direct->prefetch_step == 0) return;
-  const char name[] = "llvm.prefetch";
-  unsigned id = LLVMLookupIntrinsicID(name, sizeof name - 1);
-  Value function = LLVMGetIntrinsicDeclaration(emit->module, id, &emit->pointer, 1);
-  LLVMTypeRef type = LLVMIntrinsicGetType(emit->context, id, &emit->pointer, 1);
+  if (lines == 0) return;
   Value address = emit_get(emit, emit->pointer, direct->prefetch);
-  for (int64_t line = 0; line < direct->prefetch_step; line += LINE) {
-    Value arguments[4] = {emit_address(emit, address, emit_int(emit, line)), LLVMConstInt(emit->i32, READ, 0),
-                          LLVMConstInt(emit->i32, SECOND_LEVEL, 0), LLVMConstInt(emit->i32, DATA, 0)};
-    LLVMBuildCall2(emit->builder, type, function, arguments, 4, "");
+  for (int64_t line = 0; line < lines; line++)
+    emit_prefetch_line(emit, address, emit_int(emit, line * LINE_ELEMENTS), false);
+  emit_set(emit, direct->prefetch, emit_address(emit, address, emit_int(emit, lines * LINE_ELEMENTS)));
+}
+
+/* Whether a value of so many elements an image does not stay in the second-level cache beside other things. */
+static bool is_far(const Direct *direct, int64_t elements) {
+  return elements > direct->emit->target->l2_bytes / 4 / data_type_bytes(DTYPE_F32);
+}
+
+/* Pixels that only one tile reads come from far away: those of the next tile are fetched into the first-level cache. */
+static void emit_fetch_input(Direct *direct, const Tile *tile, Value input) {
+  const ConvShape *shape = &direct->shape;
+  if (shape->kernel_height * shape->kernel_width > 1 || direct->input->layout.kind != LAYOUT_CHANNEL_BLOCK ||
+      !is_far(direct, shape->channels * shape->height * shape->width))
+    return;
+  int64_t next = tile->columns * shape->stride_width * direct->input->storage.stride[3];
+  for (int64_t i = 0; i < tile->rows * tile->columns; i++)
+    emit_prefetch_line(direct->emit, input, emit_add_int(direct->emit, tile->pixels[i].input, next), true);
+}
+
+/* The same for what the epilogue will add to the tile. */
+static void emit_fetch_operands(Direct *direct, const Tile *tile) {
+  Emit *emit = direct->emit;
+  const PlanTensor *output = direct->output;
+  if (!is_far(direct, shape_elements_per_image(&output->shape))) return;
+  for (int32_t i = direct->kernel->op_input_count; i < direct->kernel->input_count; i++) {
+    const PlanTensor *operand = &direct->kernel->inputs[i];
+    if (!shape_equal(&operand->shape, &output->shape) || !layout_equal(operand->layout, output->layout)) continue;
+    for (int64_t pixel = 0; pixel < tile->rows * tile->columns; pixel++)
+      for (int64_t k = 0; k < tile->blocks; k++) {
+        const Value index[4] = {direct->image, emit_add_int(emit, direct->block, k), tile->pixels[pixel].y,
+                                tile->pixels[pixel].x};
+        emit_prefetch_line(emit, emit->inputs[i], emit_offset(emit, operand, index), true);
+      }
   }
-  emit_set(emit, direct->prefetch, emit_address(emit, address, emit_int(emit, direct->prefetch_step)));
 }
 
 /* One tap of `channels` channels; addresses are of the first. */
@@ -137,11 +179,12 @@ static void emit_tap(Direct *direct, const Tile *tile, const Reach *reach, Value
                      int64_t channels) {
   Emit *emit = direct->emit;
   const int64_t *weights = direct->filter->storage.stride;
-  int64_t looped = channels / CHANNEL_UNROLL * CHANNEL_UNROLL;
+  int64_t groups = channels / CHANNEL_UNROLL, looped = groups * CHANNEL_UNROLL;
+  emit_prefetch(direct, groups > 0 ? direct->prefetch_lines % groups : direct->prefetch_lines);
   if (looped > 0) {
-    EmitLoop c = emit_loop_count(emit, looped / CHANNEL_UNROLL, 1, "channel");
+    EmitLoop c = emit_loop_count(emit, groups, 1, "channel");
     int64_t unroll = CHANNEL_UNROLL;
-    emit_prefetch(direct);
+    emit_prefetch(direct, direct->prefetch_lines / groups);
     emit_channels(direct, tile, reach,
                   emit_address(emit, input, emit_mul_int(emit, c.index, unroll * direct->lane_stride)),
                   emit_address(emit, filter, emit_mul_int(emit, c.index, unroll * weights[1])), unroll);
@@ -162,12 +205,13 @@ static void emit_channel_block(Direct *direct, const Tile *tile, Value input, Va
     for (int64_t tap = 0; tap < shape->kernel_height * shape->kernel_width; tap++) {
       int64_t r = tap / shape->kernel_width, s = tap % shape->kernel_width;
       const Reach reach = tap_reach(direct, tile, r, s);
-      if (reach.first_row == reach.end_row || reach.first_column == reach.end_column) continue;
+      if (reach_is_empty(reach)) continue;
       emit_tap(direct, tile, &reach, emit_address(emit, input, emit_int(emit, r * row_step + s * column_step)),
                emit_address(emit, filter, emit_int(emit, r * weights[2] + s * weights[3])), channels);
     }
     return;
   }
+  emit_fetch_input(direct, tile, input);
   const Reach whole = {0, tile->rows, 0, tile->columns};
   EmitLoop r = emit_loop_count(emit, shape->kernel_height, 1, "tap_row");
   Value input_row = emit_address(emit, input, emit_mul_int(emit, r.index, row_step));
@@ -179,15 +223,43 @@ static void emit_channel_block(Direct *direct, const Tile *tile, Value input, Va
   emit_loop_end(emit, &r);
 }
 
-static Value output_offset(Direct *direct, const Tile *tile) {
-  const Value index[4] = {direct->image, direct->block, tile->y, tile->x};
-  return emit_offset(direct->emit, direct->output, index);
+/* Where the tile's pixels are. */
+static void emit_places(Direct *direct, Tile *tile) {
+  Emit *emit = direct->emit;
+  const ConvShape *shape = &direct->shape;
+  const int64_t *in = direct->input->storage.stride, *out = direct->output->storage.stride;
+  const int64_t row_step = shape->stride_height * in[2], column_step = shape->stride_width * in[3];
+  const Value first[4] = {direct->image, direct->block, tile->y, tile->x};
+  tile->pixels = arena_array(emit->arena, (size_t)(tile->rows * tile->columns), Pixel);
+  for (int64_t row = 0; row < tile->rows; row++)
+    for (int64_t column = 0; column < tile->columns; column++) {
+      Pixel *pixel = &tile->pixels[row * tile->columns + column];
+      pixel->y = emit_add_int(emit, tile->y, row), pixel->x = emit_add_int(emit, tile->x, column);
+      pixel->input = emit_int(emit, row * row_step + column * column_step);
+      pixel->output = emit_add_int(emit, emit_offset(emit, direct->output, first), row * out[2] + column * out[3]);
+      if (!direct->across) continue;
+      Value y = emit_div_int(emit, pixel->x, shape->out_width), x = emit_mod_int(emit, pixel->x, shape->out_width);
+      if (!direct->packed_input)
+        pixel->input = emit_add(emit, emit_mul_int(emit, y, row_step), emit_mul_int(emit, x, column_step));
+      if (direct->packed_output) continue; /* as good as one long row */
+      const Value index[4] = {direct->image, direct->block, y, x};
+      pixel->y = y, pixel->x = x;
+      pixel->output = emit_offset(emit, direct->output, index);
+    }
 }
 
-/* Elements from the tile's first pixel of its first block to another. */
-static int64_t output_step(const Direct *direct, int64_t row, int64_t column, int64_t block) {
-  const int64_t *stride = direct->output->storage.stride;
-  return block * stride[1] + row * stride[2] + column * stride[3];
+/* Elements from the tile's first input pixel to that of the address that pixels' places count from. */
+static Value emit_corner(Direct *direct, const Tile *tile) {
+  Emit *emit = direct->emit;
+  const int64_t *in = direct->input->storage.stride;
+  if (direct->across && !direct->packed_input) return emit_int(emit, 0);
+  return emit_add(emit, emit_mul_int(emit, tile->y, direct->shape.stride_height * in[2]),
+                  emit_mul_int(emit, tile->x, direct->shape.stride_width * in[3]));
+}
+
+/* The address of a pixel's output in block `block` of the tile. */
+static Value output_place(const Direct *direct, const Pixel *pixel, int64_t block) {
+  return emit_add_int(direct->emit, pixel->output, block * direct->output->storage.stride[1]);
 }
 
 static void emit_start_from_bias(Direct *direct, const Tile *tile) {
@@ -207,45 +279,41 @@ static void emit_start_from_bias(Direct *direct, const Tile *tile) {
 /* Loads or stores the sums as they stand, without the epilogue. */
 static void emit_partial_sums(Direct *direct, const Tile *tile, bool store) {
   Emit *emit = direct->emit;
-  Value base = emit_address(emit, emit->output, output_offset(direct, tile));
   LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
-  for (int64_t row = 0; row < tile->rows; row++)
-    for (int64_t column = 0; column < tile->columns; column++)
-      for (int64_t k = 0; k < tile->blocks; k++) {
-        Value sum = *tile_sum(tile, row * tile->columns + column, k);
-        Value offset = emit_int(emit, output_step(direct, row, column, k));
-        if (store)
-          emit_store(emit, base, offset, emit_get(emit, vector, sum));
-        else
-          emit_set(emit, sum, emit_load(emit, base, offset, direct->lanes));
-      }
+  for (int64_t pixel = 0; pixel < tile->rows * tile->columns; pixel++)
+    for (int64_t k = 0; k < tile->blocks; k++) {
+      Value sum = *tile_sum(tile, pixel, k), offset = output_place(direct, &tile->pixels[pixel], k);
+      if (store)
+        emit_store(emit, emit->output, offset, emit_get(emit, vector, sum));
+      else
+        emit_set(emit, sum, emit_load(emit, emit->output, offset, direct->lanes));
+    }
 }
 
 static void emit_finish(Direct *direct, const Tile *tile) {
   Emit *emit = direct->emit;
-  Value base = emit_address(emit, emit->output, output_offset(direct, tile));
   LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
-  for (int64_t k = 0; k < tile->blocks; k++)
-    for (int64_t row = 0; row < tile->rows; row++)
-      for (int64_t column = 0; column < tile->columns; column++) {
-        const Value index[4] = {direct->image, emit_add_int(emit, direct->block, k), emit_add_int(emit, tile->y, row),
-                                emit_add_int(emit, tile->x, column)};
-        Value sum = emit_get(emit, vector, *tile_sum(tile, row * tile->columns + column, k));
-        emit_store(emit, base, emit_int(emit, output_step(direct, row, column, k)),
-                   emit_epilogue(emit, sum, index, direct->lanes));
-        if (row + 1 == tile->rows && column + 1 == tile->columns) ride_take(emit, index[1]);
-      }
+  for (int64_t k = 0; k < tile->blocks; k++) {
+    Value block = emit_add_int(emit, direct->block, k);
+    for (int64_t i = 0; i < tile->rows * tile->columns; i++) {
+      const Pixel *pixel = &tile->pixels[i];
+      const Value index[4] = {direct->image, block, pixel->y, pixel->x};
+      Value sum = emit_get(emit, vector, *tile_sum(tile, i, k));
+      emit_store(emit, emit->output, output_place(direct, pixel, k), emit_epilogue(emit, sum, index, direct->lanes));
+    }
+    ride_take(emit, block);
+  }
 }
 
 /* One register tile over the channels of chunk number `chunk`. */
 static void emit_tile(Direct *direct, Tile *tile, Value chunk) {
   Emit *emit = direct->emit;
-  const ConvShape *shape = &direct->shape;
-  const int64_t *in = direct->input->storage.stride;
+  emit_places(direct, tile);
   tile->sums = arena_array(emit->arena, (size_t)(tile->rows * tile->columns * tile->blocks), Value);
   for (int64_t i = 0; i < tile->rows * tile->columns * tile->blocks; i++)
     tile->sums[i] = emit_variable(emit, emit_float_type(emit, direct->lanes), "sum");
 
+  emit_fetch_operands(direct, tile);
   if (direct->chunks == 1) {
     emit_start_from_bias(direct, tile);
   } else {
@@ -256,9 +324,7 @@ static void emit_tile(Direct *direct, Tile *tile, Value chunk) {
     emit_end_if(emit, &first);
   }
 
-  Value corner = emit_add(emit, emit_mul_int(emit, tile->y, shape->stride_height * in[2]),
-                          emit_mul_int(emit, tile->x, shape->stride_width * in[3]));
-  Value input = emit_address(emit, direct->input_base, corner);
+  Value input = emit_address(emit, direct->input_base, emit_corner(direct, tile));
   int64_t filter_stride = direct->channel_block * direct->filter->storage.stride[1];
   int64_t full = direct->group_channels / direct->channel_block, tail = direct->group_channels % direct->channel_block;
   Value last = emit_equal(emit, chunk, emit_int(emit, direct->chunks - 1));
@@ -290,21 +356,38 @@ static void emit_tile(Direct *direct, Tile *tile, Value chunk) {
   }
 }
 
-/* The tiles of `rows` rows at y, which is `top` when that is at least 0. Widths differ by at most one: 16 = 8 + 8 where
- * 14 fit, never 14 + 2. */
-static void emit_rows(Direct *direct, int64_t rows, int64_t blocks, Value y, int64_t top, Value chunk) {
+/* Tiles of `width` pixels from x on, at most `limit` each. Their sizes differ by at most one: 16 = 8 + 8 where 14 fit,
+ * never 14 + 2. */
+static void emit_span(Direct *direct, Tile tile, int64_t width, int64_t limit, Value chunk) {
   Emit *emit = direct->emit;
-  int64_t width = direct->shape.out_width, limit = direct->tile_pixels / direct->tile_rows;
   int64_t tiles = ceil_div(width, limit), narrow = width / tiles, wide = width % tiles;
+  Value begin = tile.x;
   for (int part = 0; part < 2; part++) {
-    int64_t count = part == 0 ? wide : tiles - wide, columns = part == 0 ? narrow + 1 : narrow;
+    int64_t count = part == 0 ? wide : tiles - wide;
+    tile.columns = part == 0 ? narrow + 1 : narrow;
     if (count == 0) continue;
     EmitLoop x = emit_loop_count(emit, count, 1, "tile");
-    Tile tile = {.rows = rows, .columns = columns, .blocks = blocks, .y = y, .top = top};
-    tile.x = emit_add_int(emit, emit_mul_int(emit, x.index, columns), part == 0 ? 0 : wide * (narrow + 1));
+    tile.x =
+        emit_add(emit, begin,
+                 emit_add_int(emit, emit_mul_int(emit, x.index, tile.columns), part == 0 ? 0 : wide * (narrow + 1)));
     emit_tile(direct, &tile, chunk);
+    if (direct->across) ride_row(emit);
     emit_loop_end(emit, &x);
   }
+}
+
+/* The tiles of `rows` rows at y, which is `top` when that is at least 0. */
+static void emit_rows(Direct *direct, int64_t rows, int64_t blocks, Value y, int64_t top, Value chunk) {
+  const Tile tile = {.rows = rows, .blocks = blocks, .y = y, .x = emit_int(direct->emit, 0), .top = top};
+  emit_span(direct, tile, direct->shape.out_width, direct->tile_pixels / direct->tile_rows, chunk);
+}
+
+/* The tiles of the rows from `begin` on, across their ends. */
+static void emit_pixels(Direct *direct, int64_t rows, int64_t blocks, Value begin, Value chunk) {
+  const int64_t width = direct->shape.out_width;
+  const Value x = emit_mul_int(direct->emit, begin, width);
+  const Tile tile = {.rows = 1, .blocks = blocks, .y = emit_int(direct->emit, 0), .x = x, .top = -1};
+  emit_span(direct, tile, rows * width, direct->tile_pixels, chunk);
 }
 
 /* Elements of a panel that belong to a chunk of channels. */
@@ -314,15 +397,39 @@ static int64_t chunk_elements(const Direct *direct) {
   return channels * direct->filter->storage.stride[1];
 }
 
+/* Into how many parts the items of a panel divide what is to be fetched while they go through a chunk. */
+static int64_t prefetch_parts(const Direct *direct) {
+  return direct->chunks > 1 || direct->rows_outside ? 1 : direct->work.row_chunks;
+}
+
+static int64_t prefetch_share(const Direct *direct) { return ceil_div(chunk_elements(direct), prefetch_parts(direct)); }
+
+/* The rows [begin, end), which are as many as an item has or, in the last item, fewer. */
+static void emit_chunk_across(Direct *direct, int64_t blocks, Value begin, Value end, Value chunk) {
+  Emit *emit = direct->emit;
+  int64_t rows = direct->work.row_chunk, rest = direct->shape.out_height % rows;
+  if (rest == 0 || direct->work.row_chunks == 1) {
+    emit_pixels(direct, rest == 0 ? rows : rest, blocks, begin, chunk);
+    return;
+  }
+  EmitIf whole = emit_if(emit, emit_equal(emit, emit_sub(emit, end, begin), emit_int(emit, rows)), "whole_item");
+  emit_pixels(direct, rows, blocks, begin, chunk);
+  emit_else(emit, &whole);
+  emit_pixels(direct, rest, blocks, begin, chunk);
+  emit_end_if(emit, &whole);
+}
+
 /* The rows [begin, end) of `blocks` blocks of output channels. */
-static void emit_item(Direct *direct, int64_t blocks, Value begin, Value end) {
+static void emit_item(Direct *direct, int64_t blocks, Value row_number, Value begin, Value end) {
   Emit *emit = direct->emit;
   const Storage *storage = &direct->output->storage;
   EmitLoop chunk = emit_loop_count(emit, direct->chunks, 1, "channel_chunk");
-  if (direct->prefetch_step > 0) {
+  if (direct->prefetch_lines > 0) {
     Value next = emit_mul_int(emit, emit_add_int(emit, chunk.index, 1), chunk_elements(direct));
+    if (prefetch_parts(direct) > 1) next = emit_add(emit, next, emit_mul_int(emit, row_number, prefetch_share(direct)));
     emit_set(emit, direct->prefetch, emit_address(emit, direct->filter_base, next));
   }
+  if (direct->across) emit_chunk_across(direct, blocks, begin, end, chunk.index);
   for (int64_t top = 0; direct->skips && top < direct->shape.out_height; top += direct->tile_rows) {
     int64_t left = direct->shape.out_height - top;
     emit_rows(direct, left < direct->tile_rows ? left : direct->tile_rows, blocks, emit_int(emit, top), top,
@@ -330,14 +437,15 @@ static void emit_item(Direct *direct, int64_t blocks, Value begin, Value end) {
     ride_row(emit);
   }
   int64_t rest = direct->shape.out_height % direct->tile_rows;
-  if (!direct->skips && direct->shape.out_height >= direct->tile_rows) {
+  if (!direct->skips && !direct->across && direct->shape.out_height >= direct->tile_rows) {
     Value full_end = rest == 0 ? end : emit_add_int(emit, end, 1 - direct->tile_rows);
     EmitLoop y = emit_loop_begin(emit, begin, full_end, direct->tile_rows, "row");
     emit_rows(direct, direct->tile_rows, blocks, y.index, -1, chunk.index);
     ride_row(emit);
     emit_loop_end(emit, &y);
   }
-  if (!direct->skips && rest > 0) { /* the last chunk of rows only: chunks are multiples of the tile's rows */
+  if (!direct->skips && !direct->across &&
+      rest > 0) { /* the last chunk of rows only: chunks are multiples of the tile's rows */
     Value y = emit_int(emit, direct->shape.out_height - rest);
     EmitIf last = emit_if(emit, emit_less(emit, y, end), "last_rows");
     emit_rows(direct, rest, blocks, y, -1, chunk.index);
@@ -376,6 +484,36 @@ static bool skip_padding(const Direct *direct, int64_t row_chunks) {
          ceil_div(shape->out_height, direct->tile_rows) <= MAX_SKIP_TILES;
 }
 
+/* Whether a value's pixels are equally far apart, rows included; an operand may also have one for all. */
+static bool is_packed(const PlanTensor *tensor, int64_t height, int64_t width) {
+  const int32_t rank = tensor->shape.rank;
+  if (rank < 2) return true;
+  const int64_t *dims = &tensor->shape.dims[rank - 2], *stride = &tensor->storage.stride[rank - 2];
+  if (dims[0] == 1 && dims[1] == 1) return true;
+  return dims[0] == height && dims[1] == width && stride[0] == width * stride[1];
+}
+
+/* Whether the filters stay in the second-level cache, a quarter of it, while the input of an image does not. */
+static bool put_rows_outside(const Direct *direct) {
+  const ConvShape *shape = &direct->shape;
+  return !is_far(direct, shape->filters * direct->group_channels * shape->kernel_height * shape->kernel_width) &&
+         is_far(direct, shape->channels * shape->height * shape->width);
+}
+
+/* Where tiles of parts of a row would be at least a fifth more, tiles go across rows. */
+static void choose_across(Direct *direct) {
+  const ConvShape *shape = &direct->shape;
+  const PlanKernel *kernel = direct->kernel;
+  int64_t limit = direct->tile_pixels / direct->tile_rows, height = shape->out_height, width = shape->out_width;
+  int64_t in_rows = ceil_div(height, direct->tile_rows) * ceil_div(width, limit);
+  direct->across = !direct->skips && 5 * in_rows >= 6 * ceil_div(height * width, direct->tile_pixels);
+  direct->packed_input = shape->kernel_height == 1 && shape->kernel_width == 1 && shape->stride_height == 1 &&
+                         shape->stride_width == 1 && shape->height == height && is_packed(direct->input, height, width);
+  direct->packed_output = is_packed(direct->output, height, width);
+  for (int32_t i = kernel->op_input_count; i < kernel->input_count; i++)
+    direct->packed_output = direct->packed_output && is_packed(&kernel->inputs[i], height, width);
+}
+
 static bool direct_init(Direct *direct, Emit *emit, const PlanKernel *kernel, Diag *diag) {
   const ConvShape shape = conv_shape(kernel);
   const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
@@ -410,14 +548,23 @@ static bool direct_init(Direct *direct, Emit *emit, const PlanKernel *kernel, Di
   return true;
 }
 
-/* Item number → image, unit and chunk of rows, which varies fastest. The outermost digit is the one whose neighbours
- * share less: with more filters than input all images go through a panel before the next one is fetched. */
+/* Item number → image, unit and chunk of rows. What varies fastest is what is cheaper to read again: usually the rows,
+ * so that a panel serves all of them, and with more filters than input those of all images before the next panel is
+ * fetched. But panels that stay in the second-level cache, all of them, go first through the same rows of an image that
+ * does not. */
 static void decode_item(Direct *direct, Value item, int64_t units, int64_t row_chunks, Value *out_unit,
                         Value *out_rows) {
   Emit *emit = direct->emit;
   const ConvShape *shape = &direct->shape;
   bool units_outside = direct->filter->storage.bytes > direct->input->storage.bytes;
   Value images = shape->images == DIM_BATCH ? emit->batch : emit_int(emit, shape->images);
+  if (direct->rows_outside) {
+    const int64_t extents[3] = {1, row_chunks, units};
+    Value digits[3];
+    emit_split(emit, item, 3, extents, digits);
+    direct->image = digits[0], *out_rows = digits[1], *out_unit = digits[2];
+    return;
+  }
   *out_rows = emit_mod_int(emit, item, row_chunks);
   Value rest = emit_div_int(emit, item, row_chunks), inner = units_outside ? images : emit_int(emit, units);
   Value outer_digit = LLVMBuildUDiv(emit->builder, rest, inner, "");
@@ -426,21 +573,37 @@ static void decode_item(Direct *direct, Value item, int64_t units, int64_t row_c
   direct->image = units_outside ? inner_digit : outer_digit;
 }
 
+/* Taps of all tiles of an item of `rows` rows, for each block of channels. */
+static int64_t item_taps(const Direct *direct, int64_t rows) {
+  const ConvShape *shape = &direct->shape;
+  int64_t window = shape->kernel_height * shape->kernel_width, taps = 0;
+  if (direct->across) return ceil_div(rows * shape->out_width, direct->tile_pixels) * window;
+  if (!direct->skips)
+    return rows / direct->tile_rows * ceil_div(shape->out_width, direct->tile_pixels / direct->tile_rows) * window;
+  for (int64_t top = 0; top < shape->out_height; top += direct->tile_rows) {
+    int64_t left = shape->out_height - top;
+    const Tile tile = {
+        .rows = left < direct->tile_rows ? left : direct->tile_rows, .columns = shape->out_width, .top = top};
+    for (int64_t tap = 0; tap < window; tap++)
+      if (!reach_is_empty(tap_reach(direct, &tile, tap / shape->kernel_width, tap % shape->kernel_width))) taps++;
+  }
+  return taps;
+}
+
 bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
   Direct state, *direct = &state;
   if (!direct_init(direct, emit, kernel, diag)) return false;
   const ConvShape *shape = &direct->shape;
   int64_t row_chunk = direct->work.row_chunk, row_chunks = direct->work.row_chunks, units = direct->work.units;
   *out_work = work_per_image(shape->images, units * row_chunks);
-  out_work->scratch_bytes = ride_begin(emit, 0, direct->tile_rows * shape->out_width * direct->unit_blocks);
-
-  /* tiles of an item times groups of channels of a tile share the elements that a chunk has */
   direct->skips = skip_padding(direct, row_chunks);
-  int64_t groups = chunk_elements(direct) / direct->filter->storage.stride[1] / CHANNEL_UNROLL * shape->kernel_height *
-                   shape->kernel_width;
-  int64_t tiles = row_chunk / direct->tile_rows * ceil_div(shape->out_width, direct->tile_pixels / direct->tile_rows);
-  if (units * direct->chunks > 1 && groups > 0) {
-    direct->prefetch_step = ceil_div(chunk_elements(direct), tiles * groups);
+  direct->rows_outside = put_rows_outside(direct);
+  choose_across(direct);
+  int64_t most_pixels = direct->across ? direct->tile_pixels : direct->tile_rows * shape->out_width;
+  out_work->scratch_bytes = ride_begin(emit, 0, most_pixels * direct->unit_blocks);
+  if (units * direct->chunks > 1) {
+    int64_t taps = item_taps(direct, row_chunk) * direct->chunk_blocks;
+    direct->prefetch_lines = ceil_div(ceil_div(prefetch_share(direct), LINE_ELEMENTS), taps);
     direct->prefetch = emit_variable(emit, emit->pointer, "prefetch");
   }
 
@@ -469,14 +632,14 @@ bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
   ride_item(emit);
   int64_t rest = direct->blocks % direct->unit_blocks;
   if (rest == 0) {
-    emit_item(direct, direct->unit_blocks, begin, end);
+    emit_item(direct, direct->unit_blocks, row_number, begin, end);
   } else if (units == 1) {
-    emit_item(direct, rest, begin, end);
+    emit_item(direct, rest, row_number, begin, end);
   } else {
     EmitIf full = emit_if(emit, emit_less(emit, unit, emit_int(emit, units - 1)), "full_panel");
-    emit_item(direct, direct->unit_blocks, begin, end);
+    emit_item(direct, direct->unit_blocks, row_number, begin, end);
     emit_else(emit, &full);
-    emit_item(direct, rest, begin, end);
+    emit_item(direct, rest, row_number, begin, end);
     emit_end_if(emit, &full);
   }
   ride_item_end(emit, item.index);

@@ -53,6 +53,8 @@ bool cpu_conv2d(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag
     case ALGORITHM_WINOGRAD23:
     case ALGORITHM_WINOGRAD43:
       return cpu_conv_winograd(emit, kernel, out_work, diag);
+    case ALGORITHM_TILES:
+      return cpu_conv_tiles(emit, kernel, out_work, diag);
     case ALGORITHM_DEFAULT:
     case ALGORITHM_REFERENCE:
     case ALGORITHM_PACKED:

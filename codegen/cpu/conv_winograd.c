@@ -13,11 +13,13 @@
  * Two divisions of the work:
  *   image operand   an item is a register block. A call takes as many items at once as a group holds, transforms their
  *                   tiles into its scratch memory, and does all panels. M is [A·A][tile][K].
- *   tiles operand   an item is a panel of one image: threads share V, and each reads only its part of U. For images of
+ *                   When a pass over the filters takes all tiles of an image, an item is a panel of one image: each
+ *                   thread reads only its part of U, and a call transforms the images that it meets. For one image of
  *                   few tiles. M is [A·A][tile][f].
+ *   tiles operand   the same with V made before: for a few such images. Items of a panel follow each other.
  *
  * U is 16/9 or four times as large as the filters, and where tiles are few, reading it is what takes the time. So with
- * the tiles operand U may be made here, of a part of the channels at a time that the second-level cache holds: then
+ * panels as items U may be made here, of a part of the channels at a time that the second-level cache holds: then
  * only the filters come from memory. M is summed up over the parts.
  *
  * An output depends on its own tile only, and every sum runs over the channels in order, so that results do not depend
@@ -53,6 +55,7 @@ typedef struct Winograd {
   /* the products of a register block: base tiles, base + 1 tiles, all tiles of `images` images */
   EmitRoutine product, larger_product, images_product;
   int64_t images;
+  bool tiles_operand, panel_items; /* see above */
   /* of the current group */
   Value v, m;   /* addresses of its first tile's numbers */
   Value u;      /* address of a part of U, when it is made here */
@@ -121,6 +124,7 @@ static void product_channels(const Winograd *winograd, int64_t rows, Value *sums
   LLVMTypeRef vector = emit_float_type(emit, lanes);
   for (int64_t c = 0; c < count; c++) {
     Value weights[MAX_BLOCK_VECTORS];
+    if (winograd->panel_vectors > 1) emit_step(emit, lanes, sums, (size_t)(rows * winograd->panel_vectors));
     for (int64_t k = 0; k < winograd->panel_vectors; k++)
       weights[k] = emit_load(emit, filters, emit_int(emit, (c * winograd->panel_vectors + k) * lanes), lanes);
     for (int64_t row = 0; row < rows; row++) {
@@ -472,20 +476,53 @@ static void emit_block_items(Winograd *winograd) {
   emit_loop_end(emit, &group);
 }
 
-/* Items of one panel follow each other, so that a thread reads its part of U once. */
-static void emit_panel_items(Winograd *winograd) {
+/* Item number → image and panel. Where V is at hand items of a panel follow each other, so that a thread reads its part
+ * of U once; else those of an image, so that it is transformed once. */
+static void decode_panel_item(const Winograd *winograd, Value item, Value *out_image, Value *out_panel) {
+  Emit *emit = winograd->emit;
+  if (winograd->tiles_operand) {
+    bool batched = winograd->shape.images == DIM_BATCH;
+    Value images = batched ? emit->batch : emit_int(emit, winograd->shape.images);
+    *out_panel = LLVMBuildUDiv(emit->builder, item, images, "panel");
+    *out_image = emit_sub(emit, item, LLVMBuildNSWMul(emit->builder, *out_panel, images, ""));
+  } else {
+    *out_image = emit_div_int(emit, item, winograd->panels);
+    *out_panel = emit_mod_int(emit, item, winograd->panels);
+  }
+}
+
+/* V of an image. `known`: a variable, the number of the image that is in the scratch memory. */
+static void provide_tiles(Winograd *winograd, Value image, Value known) {
   Emit *emit = winograd->emit;
   const Storage *in = &winograd->input->storage;
-  bool batched = winograd->shape.images == DIM_BATCH;
-  Value images = batched ? emit->batch : emit_int(emit, winograd->shape.images);
-  winograd->m = emit->scratch;
-  winograd->u = emit_address(emit, emit->scratch, emit_int(emit, winograd->positions * winograd->m_plane));
+  if (winograd->tiles_operand) {
+    winograd->v =
+        emit_address(emit, emit->inputs[0], emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]), in->origin));
+    return;
+  }
+  EmitIf same = emit_if(emit, emit_equal(emit, image, emit_get(emit, emit->i64, known)), "same_image");
+  emit_else(emit, &same);
+  EmitLoop number = emit_loop_count(emit, winograd->blocks, 1, "transform");
+  TileBlock block = tile_block(winograd, emit_add(emit, emit_mul_int(emit, image, winograd->blocks), number.index));
+  transform_block(winograd, &block);
+  emit_loop_end(emit, &number);
+  emit_set(emit, known, image);
+  emit_end_if(emit, &same);
+}
+
+static void emit_panel_items(Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  int64_t v_elements = winograd->tiles_operand ? 0 : winograd->positions * winograd->v_plane;
+  winograd->v = emit->scratch;
+  winograd->m = emit_address(emit, emit->scratch, emit_int(emit, v_elements));
+  winograd->u = emit_address(emit, winograd->m, emit_int(emit, winograd->positions * winograd->m_plane));
+  Value known = emit_variable(emit, emit->i64, "known_image");
+  emit_set(emit, known, emit_int(emit, -1));
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
-  Value panel = LLVMBuildUDiv(emit->builder, item.index, images, "panel");
-  Value image = emit_sub(emit, item.index, LLVMBuildNSWMul(emit->builder, panel, images, ""));
-  winograd->v =
-      emit_address(emit, emit->inputs[0], emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]), in->origin));
+  Value image, panel;
+  decode_panel_item(winograd, item.index, &image, &panel);
   winograd->origin = emit_mul_int(emit, image, winograd->tiles);
+  provide_tiles(winograd, image, known);
   ride_item(emit);
   emit_group(winograd, emit_mul_int(emit, image, winograd->blocks), emit_int(emit, winograd->blocks), panel,
              emit_add_int(emit, panel, 1), false);
@@ -498,8 +535,9 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
   bool tiles = layout_is_winograd_tiles(input->layout.kind), transforms = filter->layout.kind == LAYOUT_FILTER_BLOCK;
   int32_t lanes = kernel->output.layout.block;
-  int32_t outputs = winograd_outputs(transforms ? input->layout.kind : filter->layout.kind);
-  bool fits = outputs > 0 && !layout_is_winograd_tiles(filter->layout.kind) && input->layout.block == lanes &&
+  int32_t outputs = algorithm_winograd_outputs(kernel->choice.algorithm);
+  bool fits = outputs > 0 && (transforms || winograd_outputs(filter->layout.kind) == outputs) &&
+              !layout_is_winograd_tiles(filter->layout.kind) && input->layout.block == lanes &&
               kernel->output.layout.kind == LAYOUT_CHANNEL_BLOCK && filter->layout.block % lanes == 0 &&
               filter->layout.block <= MAX_BLOCK_VECTORS * lanes && shape.groups == 1 &&
               (tiles ? winograd_outputs(input->layout.kind) == outputs : input->layout.kind == LAYOUT_CHANNEL_BLOCK);
@@ -526,6 +564,8 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   winograd->grid = winograd_grid(outputs, shape.height, shape.width, padding);
   winograd->tiles = winograd->grid.rows * winograd->grid.columns;
   winograd->blocks = ceil_div(winograd->tiles, kernel->choice.tile_pixels > 0 ? kernel->choice.tile_pixels : 4);
+  winograd->tiles_operand = tiles;
+  winograd->panel_items = tiles || kernel->choice.row_chunk == 0;
   winograd->base = winograd->tiles / winograd->blocks;
   winograd->larger = winograd->tiles % winograd->blocks;
   winograd->panel_vectors = filter->layout.block / lanes;
@@ -535,7 +575,7 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   int32_t part = kernel->choice.channel_chunk;
   winograd->transforms = transforms;
   winograd->part = transforms && part > 0 && shape.channels % part == 0 ? part : shape.channels;
-  int64_t group = tiles ? winograd->blocks : kernel->choice.row_chunk / largest_block(winograd);
+  int64_t group = winograd->panel_items ? winograd->blocks : kernel->choice.row_chunk / largest_block(winograd);
   winograd->group_blocks = group < 1 ? 1 : group;
   return true;
 }
@@ -543,11 +583,11 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
 bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
   Winograd state, *winograd = &state;
   if (!winograd_init(winograd, emit, kernel, diag)) return false;
-  bool tiles = layout_is_winograd_tiles(winograd->input->layout.kind);
   const int64_t line = LINE_BYTES / (int64_t)sizeof(float);
-  int64_t rows = tiles ? winograd->tiles : winograd->group_blocks * largest_block(winograd);
+  bool tiles = winograd->tiles_operand, panels = winograd->panel_items;
+  int64_t rows = panels ? winograd->tiles : winograd->group_blocks * largest_block(winograd);
   int64_t width = winograd->panel_vectors * winograd->lanes;
-  winograd->m_row = tiles ? width : winograd->panels * width;
+  winograd->m_row = panels ? width : winograd->panels * width;
   winograd->m_plane = round_up(rows * winograd->m_row, line) + line;
   winograd->v_plane = tiles ? winograd->input->storage.stride[3] : round_up(rows * winograd->row, line) + line;
   int64_t steps = winograd->shape.channels / CHANNEL_UNROLL * winograd->group_blocks;
@@ -561,12 +601,12 @@ bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   winograd->images = winograd->blocks == 1 ? kernel->choice.tile_pixels / winograd->tiles : 1;
   if (winograd->images > winograd->group_blocks) winograd->images = winograd->group_blocks;
   product_routines(winograd);
-  *out_work = work_per_image(winograd->shape.images, tiles ? winograd->panels : winograd->blocks);
-  int64_t planes = winograd->m_plane + (tiles ? winograd->u_plane : winograd->v_plane);
+  *out_work = work_per_image(winograd->shape.images, panels ? winograd->panels : winograd->blocks);
+  int64_t planes = winograd->m_plane + winograd->u_plane + (tiles ? 0 : winograd->v_plane);
   out_work->scratch_bytes = winograd->positions * planes * (int64_t)sizeof(float);
   int64_t tile_vectors = winograd->filter_vectors * winograd->outputs * winograd->outputs;
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, tile_vectors);
-  if (tiles)
+  if (panels)
     emit_panel_items(winograd);
   else
     emit_block_items(winograd);

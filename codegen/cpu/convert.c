@@ -4,7 +4,13 @@
  * filter), in a blocked one they are the lanes of a block, that is the same column of b channels. Squares of
  * lanes × lanes numbers are transposed in registers, so that memory is read and written in whole vectors; of weights,
  * which are converted once, squares of 4 × 4 in a loop: LLVM takes long over the many shuffles of a large one. Lanes
- * behind the last channel are filled with zeros. */
+ * behind the last channel are filled with zeros.
+ *
+ * The rows of an image are one long row wherever the output's follow each other without gaps, so that squares are not
+ * cut short by narrow images and whole cache lines are written: gaps of the input are stepped over column by column.
+ * What is written to plain memory is as a rule a result for the caller, which was last touched a run ago: it is in no
+ * near cache, and a store needs its line. So the lines are asked for some squares ahead; without that the stores of one
+ * square wait for those of the one before. */
 #include <assert.h>
 
 #include "conv.h"
@@ -14,7 +20,9 @@
 enum {
   MAX_LANES = 16,
   COMPACT_SIDE = 4,
-  CHUNK_COLUMNS = 256 /* of a filter's elements in one work item */
+  CHUNK_COLUMNS = 256, /* in one work item: of an image's pixels or a filter's elements */
+  LINE_COLUMNS = 16,   /* a cache line of plain memory */
+  AHEAD_COLUMNS = 4 * LINE_COLUMNS
 };
 
 /* A stripe: `block` adjacent lanes on one side, rows `row_stride` apart on the other, along columns. */
@@ -24,6 +32,9 @@ typedef struct Stripe {
   Value blocked, plain; /* offsets of column 0, lane 0 */
   int64_t row_stride;   /* plain: from lane to lane */
   int64_t columns;      /* plain: adjacent; blocked: `block` apart */
+  int64_t chunks;       /* of columns, for as many work items */
+  int64_t width, gap;   /* blocked: behind every `width` columns are `gap` elements that belong to none */
+  int64_t ahead;        /* how far in front of what is written to plain memory lines are fetched; 0: they are not */
   bool to_blocked;      /* the direction */
   bool compact;         /* short code rather than fast code */
 } Stripe;
@@ -47,25 +58,36 @@ void move_transpose(Emit *emit, Value *rows, int32_t lanes) {
   }
 }
 
+/* Offset of lane 0 of a column. */
+static Value blocked_column(Emit *emit, const Stripe *stripe, Value column) {
+  Value offset = emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->block));
+  if (stripe->gap == 0) return offset;
+  return emit_add(emit, offset, emit_mul_int(emit, emit_div_int(emit, column, stripe->width), stripe->gap));
+}
+
 /* Columns [column, column + side), lanes [first, first + side) of the block, of which the first `valid` exist. */
 static void convert_square(Emit *emit, const Stripe *stripe, Value column, Value first, int32_t side, int32_t valid) {
-  Value rows[MAX_LANES];
-  Value blocked = emit_add(emit, emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->block)), first);
+  Value rows[MAX_LANES], blocked[MAX_LANES];
   Value plain = emit_add(emit, emit_add(emit, stripe->plain, column), emit_mul_int(emit, first, stripe->row_stride));
   assert(side <= MAX_LANES);
   for (int32_t i = 0; i < side; i++) {
+    blocked[i] = stripe->gap == 0 && i > 0
+                     ? emit_add_int(emit, blocked[0], (int64_t)i * stripe->block)
+                     : emit_add(emit, blocked_column(emit, stripe, emit_add_int(emit, column, i)), first);
     if (!stripe->to_blocked) {
-      rows[i] = emit_load(emit, emit->inputs[0], emit_add_int(emit, blocked, (int64_t)i * stripe->block), side);
+      rows[i] = emit_load(emit, emit->inputs[0], blocked[i], side);
     } else if (i < valid) {
       rows[i] = emit_load(emit, emit->inputs[0], emit_add_int(emit, plain, i * stripe->row_stride), side);
     } else {
       rows[i] = emit_float(emit, side, 0);
     }
   }
+  for (int32_t i = 0; i < side && i < valid && stripe->ahead > 0 && 2 * side >= LINE_COLUMNS; i++)
+    emit_prefetch_line(emit, emit->output, emit_add_int(emit, plain, i * stripe->row_stride + stripe->ahead), true);
   move_transpose(emit, rows, side);
   for (int32_t i = 0; i < side; i++) {
     if (stripe->to_blocked)
-      emit_store(emit, emit->output, emit_add_int(emit, blocked, (int64_t)i * stripe->block), rows[i]);
+      emit_store(emit, emit->output, blocked[i], rows[i]);
     else if (i < valid)
       emit_store(emit, emit->output, emit_add_int(emit, plain, i * stripe->row_stride), rows[i]);
   }
@@ -73,8 +95,7 @@ static void convert_square(Emit *emit, const Stripe *stripe, Value column, Value
 
 /* One column, number by number. */
 static void convert_column(Emit *emit, const Stripe *stripe, Value column) {
-  Value blocked = emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->block));
-  Value plain = emit_add(emit, stripe->plain, column);
+  Value blocked = blocked_column(emit, stripe, column), plain = emit_add(emit, stripe->plain, column);
   for (int32_t i = 0; i < (stripe->to_blocked ? stripe->block : stripe->valid); i++) {
     Value lane = emit_add_int(emit, blocked, i), element = emit_add_int(emit, plain, i * stripe->row_stride);
     Value from = stripe->to_blocked ? element : lane, to = stripe->to_blocked ? lane : element;
@@ -130,6 +151,20 @@ static void convert_block(Emit *emit, Stripe *stripe, Value block, int64_t count
   if (blocks > 1) emit_end_if(emit, &whole);
 }
 
+/* --- chunks ------------------------------------------------------------------------------------------ */
+
+static int64_t column_chunks(int64_t columns) { return columns < CHUNK_COLUMNS ? 1 : columns / CHUNK_COLUMNS; }
+
+/* The columns of a chunk. The last one takes the rest, so that none is shorter than a vector. */
+static void chunk_columns(Emit *emit, const Stripe *stripe, Value chunk, Value *out_begin, Value *out_end) {
+  *out_begin = emit_int(emit, 0);
+  *out_end = emit_int(emit, stripe->columns);
+  if (stripe->chunks == 1) return;
+  *out_begin = emit_mul_int(emit, chunk, CHUNK_COLUMNS);
+  *out_end = emit_select(emit, emit_less(emit, chunk, emit_int(emit, stripe->chunks - 1)),
+                         emit_add_int(emit, *out_begin, CHUNK_COLUMNS), *out_end);
+}
+
 /* --- images ------------------------------------------------------------------------------------------ */
 
 static bool has_halo(const PlanTensor *tensor) {
@@ -137,29 +172,45 @@ static bool has_halo(const PlanTensor *tensor) {
   return halo[0] > 0 || halo[1] > 0 || halo[2] > 0 || halo[3] > 0;
 }
 
-static bool convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
-  const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
+/* Of all pixels of an image, or of one row: a halo of the output is written row by row, once. */
+static Stripe image_stripe(const PlanTensor *in, const PlanTensor *out) {
   bool to_blocked = out->layout.kind == LAYOUT_CHANNEL_BLOCK;
   const PlanTensor *blocked = to_blocked ? out : in, *plain = to_blocked ? in : out;
-  const int64_t *dims = out->shape.dims;
+  const int64_t height = out->shape.dims[2], width = out->shape.dims[3];
   Stripe stripe = {.block = blocked->layout.block, .row_stride = plain->storage.stride[1], .to_blocked = to_blocked};
-  int64_t blocks = (dims[1] + stripe.block - 1) / stripe.block, rows = dims[2];
-  stripe.columns = dims[3];
-  /* rows without gaps on both sides are one long row; a halo of the output is written row by row */
-  bool gaps = plain->storage.stride[2] != dims[3] || blocked->storage.stride[2] != dims[3] * stripe.block;
-  if (!gaps && !has_halo(out)) stripe.columns *= rows, rows = 1;
+  stripe.columns = stripe.width = width;
+  stripe.chunks = 1;
+  if (!has_halo(out)) {
+    if (plain->storage.stride[2] == width) {
+      stripe.columns *= height;
+      stripe.gap = height > 1 ? blocked->storage.stride[2] - width * stripe.block : 0;
+    }
+    stripe.chunks = column_chunks(stripe.columns);
+  }
+  /* an image that is one chunk is followed by those of the next block */
+  if (!to_blocked) stripe.ahead = stripe.chunks > 1 ? AHEAD_COLUMNS : stripe.block * stripe.row_stride;
+  return stripe;
+}
+
+static bool convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
+  const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
+  const int64_t *dims = out->shape.dims;
+  Stripe stripe = image_stripe(in, out);
+  int64_t blocks = (dims[1] + stripe.block - 1) / stripe.block, chunks = stripe.chunks;
+  int64_t rows = stripe.columns == dims[2] * dims[3] ? 1 : dims[2];
 
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
-  Value index[SHAPE_MAX_RANK] = {NULL};
-  emit_split(emit, item.index, 3, (int64_t[]){1, blocks, rows}, index);
-  if (to_blocked) emit_halo(emit, index[0], index[1], index[2]);
-  Value block = index[1];
-  stripe.blocked = emit_offset(emit, blocked, index);
-  index[1] = emit_mul_int(emit, block, stripe.block);
-  stripe.plain = emit_offset(emit, plain, index);
-  convert_block(emit, &stripe, block, dims[1], emit_int(emit, 0), emit_int(emit, stripe.columns));
+  Value digit[4], index[SHAPE_MAX_RANK] = {NULL}, begin, end;
+  emit_split(emit, item.index, 4, (int64_t[]){1, blocks, rows, chunks}, digit);
+  index[0] = digit[0], index[1] = digit[1], index[2] = digit[2];
+  if (stripe.to_blocked) emit_halo(emit, index[0], index[1], index[2]);
+  stripe.blocked = emit_offset(emit, stripe.to_blocked ? out : in, index);
+  index[1] = emit_mul_int(emit, digit[1], stripe.block);
+  stripe.plain = emit_offset(emit, stripe.to_blocked ? in : out, index);
+  chunk_columns(emit, &stripe, digit[3], &begin, &end);
+  convert_block(emit, &stripe, digit[1], dims[1], begin, end);
   emit_loop_end(emit, &item);
-  *out_work = work_per_image(dims[0], blocks * rows);
+  *out_work = work_per_image(dims[0], blocks * rows * chunks);
   return true;
 }
 
@@ -174,24 +225,20 @@ static bool convert_filter(Emit *emit, const PlanKernel *kernel, KernelWork *out
                    .to_blocked = true,
                    .compact = true};
   for (int32_t d = 1; d < out->shape.rank; d++) stripe.columns *= out->shape.dims[d];
+  stripe.chunks = column_chunks(stripe.columns);
   int64_t filters = out->shape.dims[0], blocks = (filters + stripe.block - 1) / stripe.block;
-  /* the last chunk takes the rest, so that none is shorter than a vector */
-  int64_t chunks = stripe.columns < CHUNK_COLUMNS ? 1 : stripe.columns / CHUNK_COLUMNS;
 
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
-  Value digit[2], index[SHAPE_MAX_RANK] = {NULL};
-  emit_split(emit, item.index, 2, (int64_t[]){blocks, chunks}, digit);
+  Value digit[2], index[SHAPE_MAX_RANK] = {NULL}, begin, end;
+  emit_split(emit, item.index, 2, (int64_t[]){blocks, stripe.chunks}, digit);
   index[0] = digit[0];
   stripe.blocked = emit_offset(emit, out, index);
   index[0] = emit_mul_int(emit, digit[0], stripe.block);
   stripe.plain = emit_offset(emit, in, index);
-  Value begin = emit_mul_int(emit, digit[1], CHUNK_COLUMNS), end = emit_int(emit, stripe.columns);
-  if (chunks > 1)
-    end = emit_select(emit, emit_less(emit, digit[1], emit_int(emit, chunks - 1)),
-                      emit_add_int(emit, begin, CHUNK_COLUMNS), end);
+  chunk_columns(emit, &stripe, digit[1], &begin, &end);
   convert_block(emit, &stripe, digit[0], filters, begin, end);
   emit_loop_end(emit, &item);
-  *out_work = (KernelWork){.items = blocks * chunks};
+  *out_work = (KernelWork){.items = blocks * stripe.chunks};
   return true;
 }
 
@@ -273,6 +320,7 @@ bool cpu_convert(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Dia
     return false;
   }
   if (winograd_outputs(to) > 0) return winograd_convert(emit, kernel, out_work, diag);
+  if (to == LAYOUT_FILTER_HALVES) return cpu_convert_halves(emit, kernel, out_work, diag);
   bool blocks = from == LAYOUT_PLAIN && to == LAYOUT_CHANNEL_BLOCK;
   bool unblocks = from == LAYOUT_CHANNEL_BLOCK && to == LAYOUT_PLAIN && !has_halo(out);
   const Storage *plain = blocks ? &in->storage : &out->storage;

@@ -1,6 +1,9 @@
 #include "emit.h"
 
 #include <assert.h>
+#include <string.h>
+
+#include "base/text.h"
 
 enum { FLOAT_BYTES = 4, INT64_BYTES = 8 };
 
@@ -340,6 +343,38 @@ Value emit_opaque(Emit *emit, Value address) {
   Value function = LLVMGetIntrinsicDeclaration(emit->module, id, &emit->pointer, 1);
   LLVMTypeRef type = LLVMIntrinsicGetType(emit->context, id, &emit->pointer, 1);
   return LLVMBuildCall2(emit->builder, type, function, &address, 1, "");
+}
+
+/* Register class of vectors in inline assembly; "x" would leave out the upper half of AVX-512's. */
+static const char *vector_constraint(const Target *target) {
+  if (strncmp(target->triple, "x86_64", 6) != 0) return "w";
+  return target->vector_registers > 16 ? "v" : "x";
+}
+
+/* An empty piece of assembly that takes all values, gives them back and may change memory. Sums that do not fit the
+ * registers are spilled anyway, and assembly cannot take them. Without fused multiply-adds nothing was won by it. */
+void emit_step(Emit *emit, int32_t lanes, const Value *variables, size_t count) {
+  const Target *target = emit->target;
+  if (count == 0 || count >= (size_t)target->vector_registers || lanes > target->vector_lanes || !target->fma) return;
+  LLVMTypeRef type = emit_float_type(emit, lanes);
+  Value *values = arena_array(emit->arena, count, Value);
+  LLVMTypeRef *types = arena_array(emit->arena, count, LLVMTypeRef);
+  Text constraints;
+  text_init(&constraints, emit->arena);
+  for (size_t i = 0; i < count; i++) {
+    types[i] = type;
+    values[i] = emit_get(emit, type, variables[i]);
+    text_format(&constraints, "=%s,", vector_constraint(target));
+  }
+  for (size_t i = 0; i < count; i++) text_format(&constraints, "%zu,", i);
+  text_add(&constraints, "~{memory}");
+  LLVMTypeRef result = count == 1 ? type : LLVMStructTypeInContext(emit->context, types, (unsigned)count, 0);
+  LLVMTypeRef signature = LLVMFunctionType(result, types, (unsigned)count, 0);
+  Value nothing =
+      LLVMGetInlineAsm(signature, "", 0, constraints.data, constraints.size, 1, 0, LLVMInlineAsmDialectATT, 0);
+  Value same = LLVMBuildCall2(emit->builder, signature, nothing, values, (unsigned)count, "");
+  for (size_t i = 0; i < count; i++)
+    emit_set(emit, variables[i], count == 1 ? same : LLVMBuildExtractValue(emit->builder, same, (unsigned)i, ""));
 }
 
 void emit_prefetch_line(Emit *emit, Value base, Value offset, bool first_level) {

@@ -111,6 +111,11 @@ void emit_routine_call(Emit *emit, const EmitRoutine *routine, Value *arguments)
 Value emit_variable(Emit *emit, LLVMTypeRef type, const char *name);
 Value emit_get(Emit *emit, LLVMTypeRef type, Value variable);
 void emit_set(Emit *emit, Value variable, Value value);
+/* Ends a step of sums, vectors in `count` variables: what was added so far is computed before anything is loaded that
+ * follows. LLVM's scheduler else loads the next step's operands among this one's multiply-adds, and so many values are
+ * then alive that sums which just fit the registers are spilled in every step. No instruction comes of this. Meant for
+ * steps that use what they broadcast more than once: else LLVM adds into the broadcast's register, and copies. */
+void emit_step(Emit *emit, int32_t lanes, const Value *variables, size_t count);
 
 /* --- floats: `lanes` = 1 is a scalar, else <lanes x float> ------------------------------------------- */
 LLVMTypeRef emit_float_type(Emit *emit, int32_t lanes);

@@ -12,6 +12,7 @@ static int32_t split_dim(const PlanTensor *tensor) {
     case LAYOUT_TILES_WINOGRAD4:
       return 1;
     case LAYOUT_FILTER_BLOCK:
+    case LAYOUT_FILTER_HALVES:
     case LAYOUT_MATRIX_BLOCK:
     case LAYOUT_VECTOR_BLOCK:
     case LAYOUT_FILTER_WINOGRAD2:

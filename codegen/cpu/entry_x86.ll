@@ -1,7 +1,8 @@
 ; Whether this processor and its operating system have what an x86-64 program needs. '$' as in entry.ll.
 
-; Bits that must be set: in ECX of leaf 1, EBX of leaf 7, ECX of leaf 0x80000001, and XCR0 (saved registers).
-@$_needs = internal constant { i32, i32, i32, i32 } zeroinitializer
+; Bits that must be set: in ECX of leaf 1, EBX of leaf 7, ECX of leaf 0x80000001, XCR0 (saved registers), and EDX of leaf
+; 7. The last ones are those of tile registers, for which a program on Linux has to ask.
+@$_needs = internal constant { i32, i32, i32, i32, i32 } zeroinitializer
 
 define internal { i32, i32, i32, i32 } @$_cpuid(i32 %leaf) {
   %registers = call { i32, i32, i32, i32 } asm sideeffect "cpuid",
@@ -11,11 +12,12 @@ define internal { i32, i32, i32, i32 } @$_cpuid(i32 %leaf) {
 
 define i32 @$_check() {
 entry:
-  %needs = load { i32, i32, i32, i32 }, ptr @$_needs
-  %need.1 = extractvalue { i32, i32, i32, i32 } %needs, 0
-  %need.7 = extractvalue { i32, i32, i32, i32 } %needs, 1
-  %need.extended = extractvalue { i32, i32, i32, i32 } %needs, 2
-  %need.saved = extractvalue { i32, i32, i32, i32 } %needs, 3
+  %needs = load { i32, i32, i32, i32, i32 }, ptr @$_needs
+  %need.1 = extractvalue { i32, i32, i32, i32, i32 } %needs, 0
+  %need.7 = extractvalue { i32, i32, i32, i32, i32 } %needs, 1
+  %need.extended = extractvalue { i32, i32, i32, i32, i32 } %needs, 2
+  %need.saved = extractvalue { i32, i32, i32, i32, i32 } %needs, 3
+  %need.tiles = extractvalue { i32, i32, i32, i32, i32 } %needs, 4
   %leaf.0 = call { i32, i32, i32, i32 } @$_cpuid(i32 0)
   %last_leaf = extractvalue { i32, i32, i32, i32 } %leaf.0, 0
   %leaf.1 = call { i32, i32, i32, i32 } @$_cpuid(i32 1)
@@ -28,10 +30,12 @@ entry:
 read.7:
   %leaf.7 = call { i32, i32, i32, i32 } @$_cpuid(i32 7)
   %read.7.bits = extractvalue { i32, i32, i32, i32 } %leaf.7, 1
+  %read.tiles = extractvalue { i32, i32, i32, i32 } %leaf.7, 3
   br label %after.7
 
 after.7:
   %have.7 = phi i32 [ 0, %entry ], [ %read.7.bits, %read.7 ]
+  %have.tiles = phi i32 [ 0, %entry ], [ %read.tiles, %read.7 ]
   %osxsave = and i32 %have.1, 134217728             ; bit 27: the system lets programs read XCR0
   %readable = icmp ne i32 %osxsave, 0
   br i1 %readable, label %read.saved, label %after.saved
@@ -54,8 +58,27 @@ after.saved:
   %lack.saved = and i32 %need.saved, %absent.saved
   %lack.a = or i32 %lack.1, %lack.7
   %lack.b = or i32 %lack.extended, %lack.saved
-  %lack = or i32 %lack.a, %lack.b
+  %absent.tiles = xor i32 %have.tiles, -1
+  %lack.tiles = and i32 %need.tiles, %absent.tiles
+  %lack.ab = or i32 %lack.a, %lack.b
+  %lack = or i32 %lack.ab, %lack.tiles
   %complete = icmp eq i32 %lack, 0
-  %status = select i1 %complete, i32 0, i32 5       ; KILN_ERROR_CPU
-  ret i32 %status
+  br i1 %complete, label %instructions, label %unfit
+
+instructions:
+  %uses_tiles = icmp ne i32 %need.tiles, 0
+  br i1 %uses_tiles, label %ask, label %fit
+
+ask:
+  ; arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); asking again does no harm
+  %refused = call i64 asm sideeffect "syscall",
+    "={rax},{rax},{rdi},{rsi},~{rcx},~{r11},~{memory},~{dirflag},~{fpsr},~{flags}"(i64 158, i64 4131, i64 18)
+  %granted = icmp eq i64 %refused, 0
+  br i1 %granted, label %fit, label %unfit
+
+fit:
+  ret i32 0
+
+unfit:
+  ret i32 5                                         ; KILN_ERROR_CPU
 }

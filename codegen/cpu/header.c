@@ -207,10 +207,23 @@ static void print_state(const Header *header) {
       text,
       "\n/* One training step over io->head.batch images, 1 … %s_MAX_BATCH: the loss before the update, and an\n"
       " * update of the state in place; when the loss is not finite the state stays as it is. `hyper` has a row\n"
-      " * per group, whose columns are KILN_HYPER_*. `workspace` has %s_WORKSPACE_SIZE(batch, threads)\n"
-      " * bytes, aligned; its contents need not be set and do not last. Allocates nothing, starts no threads. */\n"
-      "int %s_step(const kiln_weights *weights, const %s_state *state, void *workspace, const %s_io *io);\n",
-      macro, macro, header->symbol, header->symbol, header->symbol);
+      " * per group, whose columns are KILN_HYPER_*.",
+      macro);
+  if (plan->target->arch > 0)
+    text_add(
+        text,
+        " State in the GPU's memory (aligned to 64) is used in place;\n"
+        " * state in the host's is copied there before the step and back after it. Of `workspace` only the address\n"
+        " * counts: threads that call this at once have one each. */\n");
+  else
+    text_format(
+        text,
+        " `workspace` has %s_WORKSPACE_SIZE(batch, threads)\n"
+        " * bytes, aligned; its contents need not be set and do not last. Allocates nothing, starts no threads. */\n",
+        macro);
+  text_format(text,
+              "int %s_step(const kiln_weights *weights, const %s_state *state, void *workspace, const %s_io *io);\n",
+              header->symbol, header->symbol, header->symbol);
 }
 
 static void print_gpu_functions(const Header *header) {
@@ -238,14 +251,15 @@ static void print_gpu_functions(const Header *header) {
               "/* Frees all that the weights and runs with them have taken on the GPU. No run may be going on. */\n"
               "void %s_weights_release(kiln_weights *weights);\n",
               symbol);
-  text_format(
-      text,
-      "\n/* Computes all outputs for io->head.batch images, 0 … %s_MAX_BATCH. Inputs and outputs lie in the host's\n"
-      " * memory or in the GPU's. The first run with a workspace takes the GPU's memory for it, the first with a\n"
-      " * batch size or other addresses of the GPU records a graph. Any number of threads may call it at once, each\n"
-      " * with a workspace of its own, of which only the address counts. */\n"
-      "int %s_run(const kiln_weights *weights, void *workspace, const %s_io *io);\n",
-      macro, symbol, symbol);
+  if (header->plan->slot_count == 0)
+    text_format(
+        text,
+        "\n/* Computes all outputs for io->head.batch images, 0 … %s_MAX_BATCH. Inputs and outputs lie in the host's\n"
+        " * memory or in the GPU's. The first run with a workspace takes the GPU's memory for it, the first with a\n"
+        " * batch size or other addresses of the GPU records a graph. Any number of threads may call it at once, each\n"
+        " * with a workspace of its own, of which only the address counts. */\n"
+        "int %s_run(const kiln_weights *weights, void *workspace, const %s_io *io);\n",
+        macro, symbol, symbol);
   text_format(text, "\n/* Why the last call of this thread failed. */\nconst char *%s_message(void);\n", symbol);
   text_format(text,
               "/* Names, shapes and steps of the program: constant, for tools. */\n"

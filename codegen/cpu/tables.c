@@ -6,6 +6,7 @@
 #include <llvm-c/IRReader.h>
 
 #include "base/checked.h"
+#include "conv.h"
 #include "kiln_abi.h"
 #include "texts.h"
 #include "winograd.h"
@@ -33,6 +34,7 @@ const char *kernel_kind(const PlanKernel *kernel, Arena *arena) {
       [ALGORITHM_DEFAULT] = NULL,          [ALGORITHM_DIRECT] = "direct", [ALGORITHM_DEPTHWISE] = "depthwise",
       [ALGORITHM_REFERENCE] = "reference", [ALGORITHM_PACKED] = "packed",
       [ALGORITHM_WINOGRAD23] = "winograd23", [ALGORITHM_WINOGRAD43] = "winograd43",
+      [ALGORITHM_TILES] = "tiles",
   };
   const char *op = op_info(kernel->op)->name, *algorithm = algorithms[kernel->choice.algorithm];
   return algorithm != NULL ? arena_format(arena, "%s/%s", op, algorithm) : op;
@@ -300,7 +302,11 @@ static void fill_needs(const Tables *tables) {
     LZCNT = 1 << 5,
     YMM_SAVED = 1 << 1 | 1 << 2,
     ZMM_SAVED = YMM_SAVED | 1 << 5 | 1 << 6 | 1 << 7,
+    TILES = 1 << 22 | 1 << 24, /* amx-bf16 amx-tile */
+    TILES_SAVED = 1 << 17 | 1 << 18,
   };
+  bool tiles = false;
+  for (size_t i = 0; i < tables->plan->kernel_count; i++) tiles |= conv_uses_tiles(&tables->plan->kernels[i]);
   const uint32_t v4_leaf_7 = V3_LEAF_7 | 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31; /* f dq cd bw vl */
   const char *isa = tables->plan->target->isa;
   bool v4 = strcmp(isa, "x86-64-v4") == 0, v3 = v4 || strcmp(isa, "x86-64-v3") == 0;
@@ -310,12 +316,13 @@ static void fill_needs(const Tables *tables) {
                   : v3 ? V3_LEAF_7
                        : 0),
       u32(tables, v3 ? LAHF | LZCNT : LAHF),
-      u32(tables, v4   ? ZMM_SAVED
-                  : v3 ? YMM_SAVED
-                       : 0),
+      u32(tables, (tiles ? TILES_SAVED : 0) | (v4   ? ZMM_SAVED
+                                               : v3 ? YMM_SAVED
+                                                    : 0)),
+      u32(tables, tiles ? TILES : 0),
   };
   Value needs = LLVMGetNamedGlobal(tables->module, arena_format(tables->arena, "%s_needs", tables->symbol));
-  LLVMSetInitializer(needs, LLVMConstStructInContext(tables->context, fields, 4, 0));
+  LLVMSetInitializer(needs, LLVMConstStructInContext(tables->context, fields, sizeof fields / sizeof fields[0], 0));
 }
 
 static void add_with_symbol(Text *text, const char *source, const char *symbol) {

@@ -2,6 +2,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#endif
+
 #include <llvm-c/Core.h>
 #include <llvm-c/Target.h>
 #include <llvm-c/TargetMachine.h>
@@ -67,6 +72,19 @@ static bool host_has(const Level *level) {
   }
 #else
   return true;
+#endif
+}
+
+/* AMX with bf16 products. Linux saves the registers for programs that asked for it; those started later inherit it. */
+static bool host_has_tiles(void) {
+#if defined(__x86_64__) && defined(__linux__)
+  enum { LEAF = 7, BF16 = 1 << 22, TILE = 1 << 24, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(LEAF, 0, &a, &b, &c, &d) || !(d & BF16) || !(d & TILE)) return false;
+  if (!__get_cpuid_count(LEAF, 1, &a, &b, &c, &d) || !(a & 1 << 5)) return false; /* AVX512_BF16 */
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return false;
 #endif
 }
 
@@ -147,6 +165,7 @@ bool cpu_target(const char *isa, const char *triple, Arena *arena, Diag *diag, T
       .vector_registers = level->registers,
       .fma = level->fma,
       .broadcast_operand = level->broadcast,
+      .tiles = native && level->lanes == 16 && host_has_tiles(),
       .hosts_reductions = true,
       .l1_bytes = native ? cache_bytes(_SC_LEVEL1_DCACHE_SIZE, L1_BYTES) : L1_BYTES,
       .l2_bytes = native ? cache_bytes(_SC_LEVEL2_CACHE_SIZE, L2_BYTES) : L2_BYTES,

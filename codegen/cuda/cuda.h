@@ -26,7 +26,7 @@ bool cuda_target(const char *arch, const CudaDevice *device, MathMode math, Aren
 
 /* --- text -------------------------------------------------------------------------------------------- */
 /* Every kernel function has the parameters
- *     (T *out, const T0 *in0, …, const Tk *ink, void *scratch, int batch)
+ *     (T *out, const T0 *in0, …, const Tk *ink, float *reduction0, …, void *scratch, int batch)
  * with pointers to the starts of the buffers in the order of the plan kernel's operands (origins not added), each
  * aligned to at least 64 bytes, or as far as its storage.delta allows. All launches of a kernel get the same arguments,
  * in order, one after the other.

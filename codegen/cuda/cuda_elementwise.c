@@ -45,7 +45,7 @@ static int32_t collect_axes(const PlanKernel *kernel, Axis *axes) {
 /* The tensor with one dimension per axis. */
 static PlanTensor along_axes(const PlanTensor *tensor, const Axis *axes, int32_t count, int32_t operand) {
   PlanTensor result = *tensor;
-  result.layout = (Layout){LAYOUT_PLAIN, 0};
+  result.layout = (Layout){LAYOUT_PLAIN, 0, tensor->layout.element};
   result.shape.rank = count;
   for (int32_t a = 0; a < count; a++) {
     result.storage.stride[a] = axes[a].strides[operand];

@@ -12,7 +12,7 @@ enum { LINE_MAX_TEXT = 120 };
 /* --- lines ------------------------------------------------------------------------------------------- */
 
 void cuda_line(CudaEmit *emit, int depth, const char *format, ...) {
-  for (int i = 0; i < depth; i++) text_add(&emit->text, "  ");
+  for (int i = 0; i < depth + emit->indent; i++) text_add(&emit->text, "  ");
   va_list arguments;
   va_start(arguments, format);
   text_format_v(&emit->text, format, arguments);
@@ -21,6 +21,27 @@ void cuda_line(CudaEmit *emit, int depth, const char *format, ...) {
 }
 
 const char *cuda_type(DataType type) { return type == DTYPE_I64 ? "i64" : "float"; }
+
+const char *cuda_stored_type(const PlanTensor *tensor) {
+  return tensor->layout.element != DTYPE_F32 ? "u16" : cuda_type(tensor->dtype);
+}
+
+static const char *apply(CudaEmit *emit, DataType element, const char *bf16, const char *f16, const char *value) {
+  if (element == DTYPE_F32) return value;
+  return arena_format(emit->arena, "%s(%s)", element == DTYPE_BF16 ? bf16 : f16, value);
+}
+
+const char *cuda_read(CudaEmit *emit, const PlanTensor *tensor, const char *place) {
+  return apply(emit, tensor->layout.element, "bf2f", "h2f", place);
+}
+
+const char *cuda_written(CudaEmit *emit, const PlanTensor *tensor, const char *value) {
+  return apply(emit, tensor->layout.element, "f2bf", "f2h", value);
+}
+
+const char *cuda_vector_suffix(const PlanTensor *tensor) {
+  return tensor->layout.element == DTYPE_F32 ? "" : tensor->layout.element == DTYPE_BF16 ? "_bf16" : "_f16";
+}
 
 const char *cuda_int(CudaEmit *emit, const char *expression) {
   if (strcmp(emit->index, "int") == 0) return expression;
@@ -41,12 +62,16 @@ const char *cuda_thread_number(CudaEmit *emit, int32_t threads) {
 static void begin_function(CudaEmit *emit, const PlanKernel *kernel, const char *bounds, const char *function) {
   Text head;
   text_init(&head, emit->arena);
-  text_format(&head, "%s %s(%s *__restrict__ y, ", bounds, function, cuda_type(kernel->output.dtype));
+  text_format(&head, "%s %s(%s *__restrict__ y, ", bounds, function, cuda_stored_type(&kernel->output));
   size_t line = 0;
-  for (int32_t i = 0; i <= kernel->input_count; i++) {
+  const int32_t inputs = kernel->input_count, operands = inputs + kernel->reduction_count;
+  for (int32_t i = 0; i <= operands; i++) {
     const char *argument = "void *__restrict__ scratch, int batch) {";
-    if (i < kernel->input_count)
-      argument = arena_format(emit->arena, "const %s *__restrict__ in%d, ", cuda_type(kernel->inputs[i].dtype), (int)i);
+    if (i < inputs)
+      argument =
+          arena_format(emit->arena, "const %s *__restrict__ in%d, ", cuda_stored_type(&kernel->inputs[i]), (int)i);
+    else if (i < operands)
+      argument = arena_format(emit->arena, "float *__restrict__ ride%d_rows, ", (int)(i - inputs));
     if (head.size - line + strlen(argument) > LINE_MAX_TEXT) {
       head.data[--head.size] = 0; /* the blank before the break */
       text_add(&head, "\n    ");
@@ -230,8 +255,10 @@ typedef struct ElementPlace {
 static const char *load_element(CudaEmit *emit, void *context, int32_t input) {
   const ElementPlace *place = context;
   const PlanKernel *kernel = place->kernel;
-  return arena_format(emit->arena, "in%d[%s]", (int)input,
-                      cuda_broadcast_offset(emit, &kernel->inputs[input], &kernel->output.shape, place->index));
+  const PlanTensor *tensor = &kernel->inputs[input];
+  return cuda_read(emit, tensor,
+                   arena_format(emit->arena, "in%d[%s]", (int)input,
+                                cuda_broadcast_offset(emit, tensor, &kernel->output.shape, place->index)));
 }
 
 const char *cuda_epilogue(CudaEmit *emit, int depth, const PlanKernel *kernel, const char *value,

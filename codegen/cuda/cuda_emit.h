@@ -1,6 +1,6 @@
 /* What kernel generators (cuda_X) share: lines of text, operands, addresses, epilogues, and the frame of kernels that
  * compute each element of the output by itself. Generated names: y is the output, in0, in1, … the inputs in the order
- * of kernel->inputs; scratch and batch are arguments too. */
+ * of kernel->inputs, ride0_rows, … the results of its reductions; scratch and batch are arguments too. */
 #ifndef KILN_CODEGEN_CUDA_CUDA_EMIT_H
 #define KILN_CODEGEN_CUDA_CUDA_EMIT_H
 
@@ -15,6 +15,7 @@ typedef struct CudaEmit {
   int64_t max_batch;   /* of the program: batch is never more */
   const char *index;   /* "int" where it holds every element offset and count of the kernel, else "i64" */
   int32_t temporaries; /* named so far: t0, t1, … */
+  int32_t indent;      /* of lines, beside their depth */
   /* the result */
   Text text;
   CudaLaunch launches[CUDA_MAX_LAUNCHES];
@@ -36,6 +37,8 @@ typedef struct CudaEmit {
 #undef BINARY
 #undef SOURCE
 bool cuda_elementwise(CudaEmit *emit, const PlanKernel *kernel);
+/* Declares the constant `name` of stats_take and its like in prelude_common.h. */
+void cuda_stats_range(CudaEmit *emit, const Attrs *attrs, const char *name);
 
 /* --- lines ------------------------------------------------------------------------------------------- */
 /* A line indented by 2 * depth; a newline is added. */
@@ -48,6 +51,12 @@ void cuda_function_blocks(CudaEmit *emit, const PlanKernel *kernel, const char *
                           int32_t blocks);
 /* "float", "i64" */
 const char *cuda_type(DataType type);
+/* Operands may be kept in 16 bits (Layout.element). The type of their elements in memory ("u16"); expressions that read
+ * the element `place` ("in0[i]") and that make of `value` what is stored; the suffix of load4 and store4 ("_bf16"). */
+const char *cuda_stored_type(const PlanTensor *tensor);
+const char *cuda_read(CudaEmit *emit, const PlanTensor *tensor, const char *place);
+const char *cuda_written(CudaEmit *emit, const PlanTensor *tensor, const char *value);
+const char *cuda_vector_suffix(const PlanTensor *tensor);
 /* The same number as a float literal: "0.5f", "-F32_INFINITY". */
 const char *cuda_float(CudaEmit *emit, double value);
 
@@ -96,6 +105,8 @@ typedef struct CudaMap {
   const PlanKernel *kernel;
   const char *function;
   int32_t lanes, lane_dim; /* lane_dim is -1 for scalars */
+  int32_t turns;           /* items of a thread; 1 without reductions */
+  int64_t items;           /* of an image when batched */
   const char *index[SHAPE_MAX_RANK];
 } CudaMap;
 

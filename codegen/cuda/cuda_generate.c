@@ -56,6 +56,10 @@ static void print_head(Text *text, const PlanKernel *kernel) {
   print_operand(text, "y", &kernel->output);
   for (int32_t i = 0; i < kernel->input_count; i++)
     print_operand(text, arena_format(text->arena, "in%d", (int)i), &kernel->inputs[i]);
+  for (int32_t i = 0; i < kernel->reduction_count; i++) {
+    const PlanReduction *reduction = &kernel->reductions[i];
+    print_operand(text, op_info(reduction->op)->name, &reduction->output);
+  }
   text_add(text, " */\n#include \"kiln_prelude.h\"\n#include \"kiln_common.h\"\n\n");
 }
 
@@ -74,7 +78,7 @@ static bool buffer_elements(const PlanTensor *tensor, int64_t max_batch, int64_t
   int64_t bytes = tensor->storage.bytes, elements;
   if (!shape_elements(&tensor->shape, max_batch, &elements)) return false;
   if (shape_batched(&tensor->shape) && !checked_mul(bytes, max_batch, &bytes)) return false;
-  *out_count = bytes / data_type_bytes(tensor->dtype);
+  *out_count = bytes / layout_stored_bytes(tensor->layout, tensor->dtype);
   if (elements > *out_count) *out_count = elements;
   return true;
 }
@@ -83,8 +87,10 @@ static bool buffer_elements(const PlanTensor *tensor, int64_t max_batch, int64_t
 static const char *choose_index(const PlanKernel *kernel, int64_t max_batch) {
   const int64_t limit = INT32_MAX - (1 << 20);
   int64_t count;
-  for (int32_t i = -1; i < kernel->input_count; i++) {
-    const PlanTensor *tensor = i < 0 ? &kernel->output : &kernel->inputs[i];
+  for (int32_t i = -1; i < kernel->input_count + kernel->reduction_count; i++) {
+    const PlanTensor *tensor = i < 0                     ? &kernel->output
+                               : i < kernel->input_count ? &kernel->inputs[i]
+                                                         : &kernel->reductions[i - kernel->input_count].output;
     if (!buffer_elements(tensor, max_batch, &count) || count > limit) return "i64";
   }
   return "int";
@@ -124,9 +130,10 @@ bool cuda_generate(const Plan *plan, Arena *arena, Diag *diag, CudaProgramText *
                              arena_array(arena, plan->kernel_count, uint32_t)};
   for (size_t k = 0; k < plan->kernel_count; k++) {
     const PlanKernel *kernel = &plan->kernels[k];
-    if (kernel->input_count + 1 > CUDA_MAX_OPERANDS) {
+    const int operands = (int)(1 + kernel->input_count + kernel->reduction_count);
+    if (operands > CUDA_MAX_OPERANDS) {
       diag_error(diag, kernel->location, "'%s': a kernel takes at most %d operands, found %d", kernel->name,
-                 CUDA_MAX_OPERANDS, (int)kernel->input_count + 1);
+                 CUDA_MAX_OPERANDS, operands);
       return false;
     }
     if (kernel->code != k) {

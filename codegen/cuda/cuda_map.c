@@ -1,12 +1,19 @@
 /* The frame of kernels that compute each element of the output by itself. Threads follow the order of the output in
  * memory, so that neighbours write neighbours; where everything is aligned for it a thread takes four elements and
- * reads and writes 16 bytes at a time. */
+ * reads and writes 16 bytes at a time, or 8 of values kept in 16 bits. */
 #include <assert.h>
 #include <string.h>
 
-#include "cuda_emit.h"
+#include "base/checked.h"
 
-enum { MAP_THREADS = 128, VECTOR_LANES = 4, VECTOR_BYTES = 16 };
+#include "cuda_ride.h"
+
+enum {
+  MAP_THREADS = 128,
+  VECTOR_LANES = 4,
+  TURNS = 16,        /* items of a thread at most, where reductions ride: a block costs as much as some items */
+  BLOCKS_LEAST = 512 /* while there are fewer, threads take fewer items */
+};
 
 int32_t cuda_adjacent_dim(const PlanTensor *tensor) {
   for (int32_t dim = tensor->shape.rank - 1; dim >= 0; dim--)
@@ -14,11 +21,12 @@ int32_t cuda_adjacent_dim(const PlanTensor *tensor) {
   return -1;
 }
 
-/* Vectors along `dim` are at multiples of 16 bytes wherever the other indices are. */
+/* Vectors along `dim` are at multiples of their size wherever the other indices are. */
 static bool takes_vectors(const PlanTensor *tensor, int32_t dim) {
   if (tensor->dtype != DTYPE_F32 || dim < 0 || dim >= tensor->shape.rank) return false;
   if (tensor->storage.stride[dim] != 1 || tensor->shape.dims[dim] % VECTOR_LANES != 0) return false;
-  if (tensor->storage.origin % VECTOR_LANES != 0 || tensor->storage.delta % VECTOR_BYTES != 0) return false;
+  if (tensor->storage.origin % VECTOR_LANES != 0) return false;
+  if (tensor->storage.delta % (VECTOR_LANES * layout_stored_bytes(tensor->layout, tensor->dtype)) != 0) return false;
   for (int32_t d = 0; d < tensor->shape.rank; d++)
     if (d != dim && tensor->shape.dims[d] != 1 && tensor->storage.stride[d] % VECTOR_LANES != 0) return false;
   return true;
@@ -78,25 +86,62 @@ static void emit_indices(CudaEmit *emit, CudaMap *map) {
     if (texts[d] != NULL) cuda_line(emit, 1, "%s", texts[d]);
 }
 
+/* Whatever the batch is: where parts of a sum end does not depend on it. */
+static int32_t choose_turns(const CudaEmit *emit, const PlanKernel *kernel, int64_t items) {
+  if (kernel->reduction_count == 0) return 1;
+  if (shape_batched(&kernel->output.shape)) items *= emit->max_batch;
+  const int64_t turns = items / (BLOCKS_LEAST * MAP_THREADS);
+  return turns < 1 ? 1 : turns > TURNS ? TURNS : (int32_t)turns;
+}
+
+/* Threads stay for the reductions, so that a loop goes round what each of them makes. */
+static void begin_riding(CudaEmit *emit, const CudaMap *map, const char *items) {
+  cuda_line(emit, 1, "SHARED(8) unsigned char ride_memory[%lld];",
+            (long long)cuda_ride_shared_bytes(map->kernel, MAP_THREADS));
+  cuda_ride_begin(emit, map->kernel, MAP_THREADS, "ride_memory");
+  cuda_line(emit, 1, "BLOCK_SYNC();");
+  cuda_line(emit, 1, "for (int turn = 0; turn < %d; turn++) {", (int)map->turns);
+  emit->indent++;
+  const char *block = strcmp(emit->index, "int") == 0 ? "block_x()" : "(i64)block_x()";
+  cuda_line(emit, 1, "const %s item = (%s * %d + turn) * %d + thread_index();", emit->index, block, (int)map->turns,
+            MAP_THREADS);
+  cuda_line(emit, 1, "if (item >= %s) break;", items);
+}
+
+static void end_riding(CudaEmit *emit, const CudaMap *map) {
+  const int64_t each = (int64_t)MAP_THREADS * map->turns;
+  const bool batched = shape_batched(&map->kernel->output.shape);
+  cuda_ride_take(emit, map->kernel, 1, "value", map->lanes);
+  emit->indent--;
+  cuda_line(emit, 1, "}");
+  const int64_t most = ceil_div(map->items, each);
+  const RideBlocks blocks = {"block_x()", "grid_x()", batched ? 0 : most, batched ? most : 0};
+  cuda_ride_end(emit, map->kernel, MAP_THREADS, &blocks);
+}
+
 void cuda_map_begin(CudaEmit *emit, CudaMap *map, const PlanKernel *kernel, int32_t vector_inputs) {
   const PlanTensor *output = &kernel->output;
   *map = (CudaMap){.kernel = kernel, .function = arena_format(emit->arena, "k_%s", op_info(kernel->op)->name)};
   map->lane_dim = cuda_adjacent_dim(output);
   map->lanes = choose_lanes(kernel, map->lane_dim, vector_inputs);
-  int64_t items = cuda_elements_per_image(&output->shape) / map->lanes;
-  bool batched = shape_batched(&output->shape);
+  map->items = cuda_elements_per_image(&output->shape) / map->lanes;
+  map->turns = choose_turns(emit, kernel, map->items);
+  const bool batched = shape_batched(&output->shape);
+  const char *items = batched ? cuda_batch(emit, map->items) : arena_format(emit->arena, "%lld", (long long)map->items);
   cuda_function(emit, kernel, map->function, MAP_THREADS);
-  cuda_line(emit, 1, "const %s item = %s;", emit->index, cuda_thread_number(emit, MAP_THREADS));
-  if (batched)
-    cuda_line(emit, 1, "if (item >= %s) return;", cuda_batch(emit, items));
-  else
-    cuda_line(emit, 1, "if (item >= %lld) return;", (long long)items);
+  if (kernel->reduction_count > 0) {
+    begin_riding(emit, map, items);
+  } else {
+    cuda_line(emit, 1, "const %s item = %s;", emit->index, cuda_thread_number(emit, MAP_THREADS));
+    cuda_line(emit, 1, "if (item >= %s) return;", items);
+  }
   emit_indices(emit, map);
   if (map->lanes > 1)
     cuda_line(emit, 1, "float value[%d];", (int)map->lanes);
   else
     cuda_line(emit, 1, "%s value;", cuda_type(output->dtype));
-  cuda_launch(emit, map->function, MAP_THREADS, batched ? 0 : items, batched ? items : 0, MAP_THREADS);
+  cuda_launch(emit, map->function, MAP_THREADS, batched ? 0 : map->items, batched ? map->items : 0,
+              (int64_t)MAP_THREADS * map->turns);
 }
 
 int cuda_lanes_begin(CudaEmit *emit, const CudaMap *map, int depth) {
@@ -115,13 +160,14 @@ const char *cuda_lane(CudaEmit *emit, const CudaMap *map, const char *name) {
 }
 
 void cuda_map_load(CudaEmit *emit, const CudaMap *map, int depth, int32_t input, const char *name, const char *offset) {
-  const char *type = cuda_type(map->kernel->inputs[input].dtype);
+  const PlanTensor *tensor = &map->kernel->inputs[input];
   if (map->lanes == 1) {
-    cuda_line(emit, depth, "const %s %s = in%d[%s];", type, name, (int)input, offset);
+    const char *place = arena_format(emit->arena, "in%d[%s]", (int)input, offset);
+    cuda_line(emit, depth, "const %s %s = %s;", cuda_type(tensor->dtype), name, cuda_read(emit, tensor, place));
     return;
   }
   cuda_line(emit, depth, "float %s[%d];", name, (int)map->lanes);
-  cuda_line(emit, depth, "load4(%s, in%d + %s);", name, (int)input, offset);
+  cuda_line(emit, depth, "load4%s(%s, in%d + %s);", cuda_vector_suffix(tensor), name, (int)input, offset);
 }
 
 const char *cuda_map_read(CudaEmit *emit, const CudaMap *map, int depth, const PlanTensor *tensor, int32_t input,
@@ -131,17 +177,19 @@ const char *cuda_map_read(CudaEmit *emit, const CudaMap *map, int depth, const P
   int32_t own = map->lane_dim - (shape->rank - tensor->shape.rank); /* the lane dimension as the tensor counts */
   bool single = map->lanes == 1 || own < 0 || tensor->shape.dims[own] == 1;
   if (single) {
-    cuda_line(emit, depth, "const %s %s = in%d[%s];", cuda_type(tensor->dtype), name, (int)input, offset);
+    const char *place = arena_format(emit->arena, "in%d[%s]", (int)input, offset);
+    cuda_line(emit, depth, "const %s %s = %s;", cuda_type(tensor->dtype), name, cuda_read(emit, tensor, place));
     return name;
   }
   cuda_line(emit, depth, "float %s[%d];", name, (int)map->lanes);
   if (takes_vectors(tensor, own)) {
-    cuda_line(emit, depth, "load4(%s, in%d + %s);", name, (int)input, offset);
+    cuda_line(emit, depth, "load4%s(%s, in%d + %s);", cuda_vector_suffix(tensor), name, (int)input, offset);
   } else {
     long long stride = tensor->storage.stride[own];
+    const char *place = arena_format(emit->arena, "in%d[%s + lane * %lld]", (int)input, offset, stride);
     cuda_line(emit, depth, "UNROLL");
-    cuda_line(emit, depth, "for (int lane = 0; lane < %d; lane++) %s[lane] = in%d[%s + lane * %lld];", (int)map->lanes,
-              name, (int)input, offset, stride);
+    cuda_line(emit, depth, "for (int lane = 0; lane < %d; lane++) %s[lane] = %s;", (int)map->lanes, name,
+              cuda_read(emit, tensor, place));
   }
   return arena_format(emit->arena, "%s[lane]", name);
 }
@@ -178,10 +226,12 @@ static void emit_map_epilogue(CudaEmit *emit, const CudaMap *map) {
 
 void cuda_map_end(CudaEmit *emit, CudaMap *map) {
   emit_map_epilogue(emit, map);
-  const char *offset = cuda_offset(emit, &map->kernel->output, map->index);
+  const PlanTensor *output = &map->kernel->output;
+  const char *offset = cuda_offset(emit, output, map->index);
   if (map->lanes > 1)
-    cuda_line(emit, 1, "store4(y + %s, value);", offset);
+    cuda_line(emit, 1, "store4%s(y + %s, value);", cuda_vector_suffix(output), offset);
   else
-    cuda_line(emit, 1, "y[%s] = value;", offset);
+    cuda_line(emit, 1, "y[%s] = %s;", offset, cuda_written(emit, output, "value"));
+  if (map->kernel->reduction_count > 0) end_riding(emit, map);
   cuda_line(emit, 0, "}");
 }

@@ -56,12 +56,15 @@ static void emit_transpose(CudaEmit *emit, const Transpose *transpose) {
     blocks *= extent == DIM_BATCH ? 1 : count;
   }
   begin_tile_loop(emit, transpose, from, to);
-  cuda_line(emit, 2, "tile[k][column] = in0[%s];", cuda_offset(emit, &kernel->inputs[0], index));
+  const PlanTensor *input = &kernel->inputs[0];
+  cuda_line(emit, 2, "tile[k][column] = %s;",
+            cuda_read(emit, input, arena_format(emit->arena, "in0[%s]", cuda_offset(emit, input, index))));
   cuda_line(emit, 1, "}");
   cuda_line(emit, 1, "BLOCK_SYNC();");
   begin_tile_loop(emit, transpose, to, from);
   const char *value = cuda_epilogue(emit, 2, kernel, "tile[column][k]", index);
-  cuda_line(emit, 2, "y[%s] = %s;", cuda_offset(emit, &kernel->output, index), value);
+  cuda_line(emit, 2, "y[%s] = %s;", cuda_offset(emit, &kernel->output, index),
+            cuda_written(emit, &kernel->output, value));
   cuda_line(emit, 1, "}");
   cuda_line(emit, 0, "}");
   const bool batched = shape_batched(shape);

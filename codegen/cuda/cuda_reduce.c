@@ -91,7 +91,8 @@ void cuda_reduced_dims(const IntList *dims, int32_t rank, bool reduced[SHAPE_MAX
 
 void cuda_store(CudaEmit *emit, int depth, const PlanKernel *kernel, const char *value, const char *const *index) {
   const char *result = cuda_epilogue(emit, depth, kernel, value, index);
-  cuda_line(emit, depth, "y[%s] = %s;", cuda_offset(emit, &kernel->output, index), result);
+  cuda_line(emit, depth, "y[%s] = %s;", cuda_offset(emit, &kernel->output, index),
+            cuda_written(emit, &kernel->output, result));
 }
 
 /* --- text --------------------------------------------------------------------------------------------- */
@@ -342,7 +343,8 @@ typedef struct Simple {
 static const char *simple_term(CudaEmit *emit, void *context, int depth, int32_t k, const char *const *index) {
   const Simple *simple = context;
   (void)depth, (void)k;
-  return arena_format(emit->arena, "in0[%s]", cuda_offset(emit, simple->reduction.x, index));
+  const PlanTensor *x = simple->reduction.x;
+  return cuda_read(emit, x, arena_format(emit->arena, "in0[%s]", cuda_offset(emit, x, index)));
 }
 
 static void simple_finish(CudaEmit *emit, void *context, int depth, const char *const *totals,

@@ -22,6 +22,40 @@ static const Architecture architectures[] = {
 
 enum { ARCHITECTURE_COUNT = sizeof architectures / sizeof *architectures, LEAST_ARCH = 70 };
 
+/* Ops whose kernels read and write images in 16 bits. */
+static const bool packs[OP_COUNT] = {
+#define OP(ENUM, name, inputs_min, inputs_max, attributes, layouts, parameters)
+#define UNARY(ENUM, name, attributes)  [OP_##ENUM] = true,
+#define BINARY(ENUM, name, attributes) [OP_##ENUM] = true,
+#define SOURCE(ENUM, name)
+#include "ops.def"
+#undef OP
+#undef UNARY
+#undef BINARY
+#undef SOURCE
+    [OP_CONV2D] = true,
+    [OP_CONVERT] = true,
+    [OP_IDENTITY] = true,
+    [OP_DROPOUT] = true, /* a view, but for training */
+    [OP_SLICE] = true,
+    [OP_PAD] = true,
+    [OP_UPSAMPLE] = true,
+    [OP_CONCAT] = true,
+    [OP_MAX_POOL2D] = true,
+    [OP_AVG_POOL2D] = true,
+    [OP_ADAPTIVE_AVG_POOL2D] = true,
+    [OP_ADAPTIVE_MAX_POOL2D] = true,
+    [OP_ADAPTIVE_CONCAT_POOL2D] = true,
+    [OP_MEAN] = true,
+    [OP_SUM] = true,
+    [OP_MAX] = true,
+    [OP_STATS_PARTIAL] = true,
+};
+
+static DataType packed_element(MathMode math) {
+  return math == MATH_BF16 ? DTYPE_BF16 : math == MATH_FP16 ? DTYPE_F16 : DTYPE_F32;
+}
+
 #define ARCHITECTURE_NAMES "sm_70, sm_75, sm_80, sm_86, sm_87, sm_89, sm_90, sm_90a, sm_100, sm_103, sm_120"
 
 static const Architecture *find_by_name(const char *name) {
@@ -69,9 +103,12 @@ bool cuda_target(const char *arch, const CudaDevice *device, MathMode math, Aren
       .tune = "generic",
       .vector_lanes = 4,
       .fma = true,
+      .hosts_reductions = true,
       .l2_bytes = known.l2_bytes > 0 ? known.l2_bytes : row->l2_mib << 20,
       .image_layout = LAYOUT_CHANNEL_LAST,
       .math = math,
+      .image_element = packed_element(math),
+      .packs = packs,
       .device = known.name != NULL ? arena_string(arena, known.name) : NULL,
       .arch = row->arch,
       .multiprocessors = known.multiprocessors > 0 ? known.multiprocessors : row->multiprocessors,

@@ -1,17 +1,19 @@
 /* The kernel of a matrix product: what copies operands to shared memory, and the loop over k around the products.
  *
  * Shared memory holds `stages` tiles of a and b; while one is computed with, cp.async fills the others. An operand
- * whose memory runs along k lies in rows of tile.k floats, cut into chunks of 4 whose order within a row changes with
- * the row
- * (`swizzle`), so that neither the copies nor the products hit a bank twice. One whose memory runs along m or n lies in
- * tile.k rows of m or n floats and 8 more, for the same end.
+ * whose memory runs along k lies in rows of tile.k elements, 64 or 128 bytes, cut into chunks of 16 bytes whose order
+ * within a row changes with the row (`swizzle`), so that neither the copies nor the products hit a bank twice. One
+ * whose memory runs along m or n lies in tile.k rows of m or n floats and 8 more, for the same end.
  *
  * A thread copies the same places of every tile: the digits of one index, m or k, are found once before the loop, those
  * of the other once for each tile. */
 #include "gemm.h"
 #include "base/checked.h"
 
-enum { OUTSIDE = 1 << 28 }; /* further than any image: rows that do not exist are moved there */
+enum {
+  OUTSIDE = 1 << 28,   /* further than any image: rows that do not exist are moved there */
+  PACKED_THREADS = 512 /* of a multiprocessor: 128 registers each */
+};
 
 /* One operand as the text sees it. */
 typedef struct Copy {
@@ -26,8 +28,9 @@ typedef struct Copy {
   int32_t copies; /* per thread and tile */
 } Copy;
 
-static int32_t pitch(const Copy *copy, const GemmTile *tile) {
-  return copy->how->along_inner ? tile->k : copy->outer + 8;
+/* Floats of a row of shared memory, also where elements are shorter. */
+static int32_t pitch(const Copy *copy, const GemmChoice *choice) {
+  return copy->how->along_inner ? choice->tile.k * gemm_element_bytes(choice) / 4 : copy->outer + 8;
 }
 
 static Copy describe_copy(const GemmText *text, bool left) {
@@ -160,7 +163,7 @@ static void emit_copy(const GemmText *text, const Copy *copy, int depth, const c
     offset = arena_format(emit->arena, "%s + %s_down_at * %lld + %s_right_at * %lld", offset, name,
                           (long long)operand->row_stride, name, (long long)operand->column_stride);
   }
-  const int bytes = (int)copy->how->vector * 4;
+  const int bytes = (int)copy->how->vector * gemm_element_bytes(text->choice);
   if (valid == NULL) {
     cuda_line(emit, depth, "cp_async%d(%s, %s_data + (%s), 1);", bytes, to, name, offset);
   } else {
@@ -188,9 +191,10 @@ static void emit_tile_copies(const GemmText *text, const Copy *copy) {
     cuda_line(emit, 3, "UNROLL");
     cuda_line(emit, 3, "for (int i = 0; i < %d; i++) {", (int)copy->copies);
     cuda_line(emit, 4, "const int row = %s_row + i * %d;", name, (int)text->threads / lanes);
-    const char *within = vector == 4 ? "" : arena_format(emit->arena, " + %s_k %% 4", name);
-    emit_copy(text, copy, 4, arena_format(emit->arena, "&%s_fill[%s_PLACE(row, %s_k / 4)%s]", name, name, name, within),
-              "[i]", "");
+    const int chunk = 16 / gemm_element_bytes(text->choice);
+    const char *within = vector == chunk ? "" : arena_format(emit->arena, " + %s_k %% %d", name, chunk);
+    const char *to = arena_format(emit->arena, "&%s_fill[%s_PLACE(row, %s_k / %d)%s]", name, name, name, chunk, within);
+    emit_copy(text, copy, 4, to, "[i]", "");
   } else {
     const int lanes = (int)copy->outer / vector;
     cuda_line(emit, 3, "UNROLL");
@@ -208,7 +212,7 @@ static void emit_tile_copies(const GemmText *text, const Copy *copy) {
 /* The place of a chunk in shared memory: see the head of this file. */
 static void define_place(const GemmText *text, const Copy *copy) {
   CudaEmit *emit = text->emit;
-  const int32_t floats = pitch(copy, &text->choice->tile);
+  const int32_t floats = pitch(copy, text->choice);
   if (!copy->how->along_inner)
     cuda_line(emit, 0, "#define %s_PLACE(row, lane) ((row) * %d + (lane))", copy->name, (int)floats);
   else if (floats == 16)
@@ -256,8 +260,9 @@ static void emit_operand_base(const GemmText *text, const Copy *copy) {
   CudaEmit *emit = text->emit;
   const char *digits = arena_format(emit->arena, "%s_matrix", copy->name);
   axis_split(emit, 1, &copy->operand->matrix, "matrix", digits);
-  cuda_line(emit, 1, "const float *%s_data = in%d + (%s);", copy->name, (int)copy->operand->input,
-            axis_offset(emit, &copy->operand->matrix, digits));
+  const int input = (int)copy->operand->input;
+  cuda_line(emit, 1, "const %s *%s_data = in%d + (%s);", cuda_stored_type(&text->problem->kernel->inputs[input]),
+            copy->name, input, axis_offset(emit, &copy->operand->matrix, digits));
 }
 
 /* Blocks with block_z() take neighbouring runs of tiles of k. */
@@ -279,7 +284,7 @@ static void emit_loop(const GemmText *text, const Copy *a, const Copy *b) {
   const int stages = (int)text->choice->tile.stages, ahead = stages - 1;
   const GemmTile *tile = &text->choice->tile;
   const long long stage = (long long)gemm_stage_floats(text->choice);
-  const long long a_floats = (long long)(a->how->along_inner ? a->outer : tile->k) * pitch(a, tile);
+  const long long a_floats = (long long)(a->how->along_inner ? a->outer : tile->k) * pitch(a, text->choice);
   cuda_line(emit, 1, "int fill = 0, use = 0;");
   cuda_line(emit, 1, "for (int tile = begin - %d; tile < end; tile++) {", ahead);
   cuda_line(emit, 2, "const int next = tile + %d;", ahead);
@@ -303,7 +308,7 @@ static void emit_loop(const GemmText *text, const Copy *a, const Copy *b) {
 
 static int64_t shared_floats(const GemmText *text) {
   const int64_t loop = gemm_stage_floats(text->choice) * text->choice->tile.stages;
-  const int64_t finish = (int64_t)text->choice->tile.m / gemm_passes(text) * gemm_pass_pitch(text);
+  const int64_t finish = gemm_finish_floats(text);
   return loop > finish ? loop : finish;
 }
 
@@ -313,8 +318,12 @@ static void emit_kernel(const GemmText *text, int64_t floats) {
   emit_heading(text);
   define_place(text, &a);
   define_place(text, &b);
-  /* told that one block is enough, ptxas does not spill for the sake of more */
-  cuda_function_blocks(emit, text->problem->kernel, text->problem->function, text->threads, 1);
+  /* told that one block is enough, ptxas does not spill for the sake of more; fragments that nothing has to be made of
+   * leave room for PACKED_THREADS without spills */
+  const PlanKernel *kernel = text->problem->kernel;
+  const bool light = text->choice->packed && kernel->reduction_count == 0;
+  cuda_function_blocks(emit, kernel, text->problem->function, text->threads,
+                       light ? PACKED_THREADS / text->threads : 1);
   if (floats * 4 <= 48 * 1024) {
     cuda_line(emit, 1, "SHARED(128) float shared[%lld];", (long long)floats);
   } else {

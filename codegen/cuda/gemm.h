@@ -91,11 +91,12 @@ typedef struct GemmTile {
 /* How an operand goes to shared memory. */
 typedef struct GemmCopy {
   bool along_inner; /* neighbours of k lie side by side, else neighbours of m or n */
-  int32_t vector;   /* elements that are copied at once: 4, 2 or 1 */
+  int32_t vector;   /* elements that are copied at once: 4, 2 or 1; 8 of 16 bits */
 } GemmCopy;
 
 typedef struct GemmChoice {
   MathMode math; /* MATH_FP32 where the device has no other */
+  bool packed;   /* both operands are kept in the 16 bits that are multiplied, in runs of 8 along k */
   GemmTile tile;
   GemmCopy a, b;
   int32_t splits; /* blocks that share the sum of a tile */
@@ -112,6 +113,10 @@ bool gemm_choose_tile(const GemmProblem *problem, const Target *target, int64_t 
 /* The tiles that there are. */
 const GemmTile *gemm_tiles(MathMode math, size_t *out_count);
 int32_t gemm_threads(const GemmChoice *choice);
+/* Bytes of an operand's element, in memory and in shared memory. */
+int32_t gemm_element_bytes(const GemmChoice *choice);
+/* Whether the operands are kept in 16 bits. */
+bool gemm_packed(const GemmProblem *problem);
 int64_t gemm_stage_floats(const GemmChoice *choice);
 
 /* Text and launch of one function. */
@@ -137,6 +142,8 @@ int32_t gemm_pass_pitch(const GemmText *text);
 const char *gemm_pass_row(const GemmText *text, int32_t pass, const char *local);
 /* From the sums to the output, with splits, bias and epilogue. */
 void gemm_finish(const GemmText *text);
+/* Shared memory that this takes, in floats. */
+int64_t gemm_finish_floats(const GemmText *text);
 
 /* --- problems of ops --------------------------------------------------------------------------------- */
 /* Convolutions for which tiles would be mostly empty: a thread per result; see gemm_direct.c. */

@@ -39,6 +39,13 @@ static void skip_unless(Direct *direct, const char *condition) {
   cuda_line(direct->emit, direct->depth, "if (!(%s)) continue;", condition);
 }
 
+/* The element of an input at `index`. */
+static const char *read_at(const Direct *direct, int32_t input, const char *const *index) {
+  CudaEmit *emit = direct->emit;
+  const PlanTensor *tensor = &direct->kernel->inputs[input];
+  return cuda_read(emit, tensor, arena_format(emit->arena, "in%d[%s]", (int)input, cuda_offset(emit, tensor, index)));
+}
+
 /* --- forward ----------------------------------------------------------------------------------------- */
 
 /* The row or column of the input under tap `tap`. */
@@ -67,8 +74,8 @@ static void emit_depthwise(Direct *direct) {
   const int depth = cuda_lanes_begin(emit, map, direct->depth);
   const char *channel = map->lanes > 1 ? arena_format(emit->arena, "%s + lane", map->index[1]) : map->index[1];
   const char *const weight[4] = {channel, NULL, "r", "s"};
-  cuda_line(emit, depth, "%s += %s * in1[%s];", cuda_lane(emit, map, "value"), cuda_lane(emit, map, "x"),
-            cuda_offset(emit, direct->filter, weight));
+  cuda_line(emit, depth, "%s += %s * %s;", cuda_lane(emit, map, "value"), cuda_lane(emit, map, "x"),
+            read_at(direct, 1, weight));
   cuda_lanes_end(emit, map, direct->depth);
 }
 
@@ -82,8 +89,7 @@ static void emit_group(Direct *direct) {
   const char *const place[4] = {map->index[0], channel, "row", "column"};
   const char *const weight[4] = {map->index[1], "channel", "r", "s"};
   open_loop(direct, "channel", channels);
-  cuda_line(emit, direct->depth, "value += in0[%s] * in1[%s];", cuda_offset(emit, direct->x, place),
-            cuda_offset(emit, direct->filter, weight));
+  cuda_line(emit, direct->depth, "value += %s * %s;", read_at(direct, 0, place), read_at(direct, 1, weight));
 }
 
 bool gemm_conv_direct(CudaEmit *emit, const PlanKernel *kernel) {
@@ -132,8 +138,7 @@ bool gemm_conv_transpose_direct(CudaEmit *emit, const PlanKernel *kernel) {
   open_loop(&direct, "s", direct.filter->shape.dims[3]);
   emit_source(&direct, 1, "column", "s");
   open_loop(&direct, "channel", channels);
-  cuda_line(emit, direct.depth, "value += in0[%s] * in1[%s];", cuda_offset(emit, direct.x, place),
-            cuda_offset(emit, direct.filter, weight));
+  cuda_line(emit, direct.depth, "value += %s * %s;", read_at(&direct, 0, place), read_at(&direct, 1, weight));
   close_blocks(&direct);
   cuda_map_end(emit, &direct.map);
   return true;

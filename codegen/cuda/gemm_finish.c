@@ -5,6 +5,8 @@
  *
  * Then the sums go through shared memory, so that threads read operands of the epilogue and write the output in the
  * order of memory: 4 neighbours of n at once, or along m where the output is plain. */
+#include "base/checked.h"
+#include "cuda_ride.h"
 #include "gemm.h"
 
 /* --- where results lie ------------------------------------------------------------------------------- */
@@ -134,7 +136,8 @@ static int64_t lane_stride(const GemmProblem *problem, int32_t tensor) {
 static bool lanes_aligned(const GemmProblem *problem, int32_t tensor) {
   const GemmAxis *const axes[3] = {&problem->result.rows[tensor], &problem->result.columns[tensor],
                                    &problem->result.matrix[tensor]};
-  if (result_tensor(problem, tensor)->storage.delta % (4 * (int64_t)sizeof(float)) != 0) return false;
+  const PlanTensor *own = result_tensor(problem, tensor);
+  if (own->storage.delta % (4 * layout_stored_bytes(own->layout, own->dtype)) != 0) return false;
   for (int role = 0; role < 3; role++) {
     const int32_t digits = axes[role]->digit_count - (role == 1 ? 1 : 0);
     if (axes[role]->offset % 4 != 0) return false;
@@ -176,18 +179,20 @@ static void load_operand(const Finish *finish, int depth, int32_t input) {
   const int32_t tensor = input + 1;
   const int64_t stride = lane_stride(problem, tensor);
   const int at = (int)input;
-  const char *type = cuda_type(problem->kernel->inputs[input].dtype);
+  const PlanTensor *own = &problem->kernel->inputs[input];
+  const char *type = cuda_type(own->dtype);
   cuda_line(emit, depth, "const %s in%d_at = %s;", emit->index, at, place_offset(finish->text, tensor));
   if (finish->lanes == 1 || stride == 0) {
-    cuda_line(emit, depth, "const %s in%d_v = in%d[in%d_at];", type, at, at, at);
-  } else if (stride == 1 && problem->kernel->inputs[input].dtype == DTYPE_F32 && lanes_aligned(problem, tensor)) {
+    cuda_line(emit, depth, "const %s in%d_v = %s;", type, at,
+              cuda_read(emit, own, arena_format(emit->arena, "in%d[in%d_at]", at, at)));
+  } else if (stride == 1 && own->dtype == DTYPE_F32 && lanes_aligned(problem, tensor)) {
     cuda_line(emit, depth, "float in%d_v[4];", at);
-    cuda_line(emit, depth, "load4(in%d_v, in%d + in%d_at);", at, at, at);
+    cuda_line(emit, depth, "load4%s(in%d_v, in%d + in%d_at);", cuda_vector_suffix(own), at, at, at);
   } else {
+    const char *place = arena_format(emit->arena, "in%d[in%d_at + j * %lld]", at, at, (long long)stride);
     cuda_line(emit, depth, "%s in%d_v[4];", type, at);
     cuda_line(emit, depth, "UNROLL");
-    cuda_line(emit, depth, "for (int j = 0; j < 4; j++) in%d_v[j] = in%d[in%d_at + j * %lld];", at, at, at,
-              (long long)stride);
+    cuda_line(emit, depth, "for (int j = 0; j < 4; j++) in%d_v[j] = %s;", at, cuda_read(emit, own, place));
   }
 }
 
@@ -237,12 +242,42 @@ static void emit_store_pass(const Finish *finish, int32_t pass) {
   if (lanes > 1) {
     cuda_line(emit, 4, "values[j] = %s;", value);
     cuda_line(emit, 3, "}");
-    cuda_line(emit, 3, "store4(y + (%s), values);", place_offset(text, 0));
+    cuda_line(emit, 3, "store4%s(y + (%s), values);", cuda_vector_suffix(&kernel->output), place_offset(text, 0));
+    cuda_ride_take(emit, kernel, 3, "values", lanes);
+  } else if (kernel->reduction_count > 0) {
+    cuda_line(emit, 3, "float result = %s;", value);
+    cuda_line(emit, 3, "y[%s] = %s;", place_offset(text, 0), cuda_written(emit, &kernel->output, "result"));
+    cuda_ride_take(emit, kernel, 3, "result", 1);
   } else {
-    cuda_line(emit, 3, "y[%s] = %s;", place_offset(text, 0), value);
+    cuda_line(emit, 3, "y[%s] = %s;", place_offset(text, 0), cuda_written(emit, &kernel->output, value));
   }
   cuda_line(emit, 2, "}");
   cuda_line(emit, 1, "}");
+}
+
+static int64_t staged_floats(const GemmText *text) {
+  return (int64_t)text->choice->tile.m / gemm_passes(text) * gemm_pass_pitch(text);
+}
+
+int64_t gemm_finish_floats(const GemmText *text) {
+  return round_up(staged_floats(text), 2) + cuda_ride_shared_bytes(text->problem->kernel, text->threads) / 4;
+}
+
+/* Tiles and not blocks: those that share a sum end in one of them, and some more may start. */
+static void end_riding(const GemmText *text) {
+  CudaEmit *emit = text->emit;
+  const GemmProblem *problem = text->problem;
+  const GemmTile *tile = &text->choice->tile;
+  const GemmAxis *matrix = &problem->result.matrix[0];
+  const int64_t tiles_n = ceil_div(axis_count(&problem->b.outer), tile->n);
+  const int64_t most = ceil_div(axis_count(&problem->a.outer), tile->m) * tiles_n * axis_count(matrix);
+  const bool batched = problem->a.outer.batched || matrix->batched;
+  const RideBlocks blocks = {
+      .block = "block_x()",
+      .count = arena_format(emit->arena, "tiles_m * %lld * %s", (long long)tiles_n, axis_count_text(emit, matrix)),
+      .most = batched ? 0 : most,
+      .most_per_image = batched ? most : 0};
+  cuda_ride_end(emit, problem->kernel, text->threads, &blocks);
 }
 
 void gemm_finish(const GemmText *text) {
@@ -252,10 +287,13 @@ void gemm_finish(const GemmText *text) {
   if (text->choice->splits > 1) emit_exchange(text);
   axis_split(emit, 1, &text->problem->result.matrix[0], "matrix", "product");
   const Finish finish = choose_finish(text);
+  cuda_ride_begin(emit, text->problem->kernel, text->threads,
+                  arena_format(emit->arena, "shared + %lld", (long long)round_up(staged_floats(text), 2)));
   for (int32_t pass = 0; pass < gemm_passes(text); pass++) {
     if (pass > 0 || text->choice->splits > 1) cuda_line(emit, 1, "BLOCK_SYNC();");
     gemm_stage_sums(text, pass);
     cuda_line(emit, 1, "BLOCK_SYNC();");
     emit_store_pass(&finish, pass);
   }
+  end_riding(text);
 }

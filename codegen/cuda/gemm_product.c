@@ -4,7 +4,8 @@
  * columns and 8 rows on, with g = lane / 4 and t = lane % 4. "ldmatrix" moves 8 rows of 16 bytes, which are as well 4
  * f32 as 8 halves, and gives lane (g, t) just that element. bf16 and fp16 use m16n8k16, which wants columns 2t, 2t + 1,
  * 2t + 8 and 2t + 9: it is given those of two tf32 fragments instead, t, t + 4, t + 8 and t + 12. Both operands are
- * permuted alike, and a sum does not mind.
+ * permuted alike, and a sum does not mind. Operands that are kept in 16 bits lie in shared memory as they are, and the
+ * same "ldmatrix" at the same addresses gives fragments of m16n8k16 in their own order.
  *
  * 3xtf32 cuts an operand into its rounding to tf32 and the rounded rest, and leaves out the product of the rests:
  * Ootomo and Yokota, "Recovering single precision accuracy from Tensor Cores while surpassing the FP32 theoretical peak
@@ -205,6 +206,23 @@ static void multiply_halves(const GemmText *text) {
   cuda_line(emit, 2, "}");
 }
 
+/* The addresses are those of f32: a chunk of 16 bytes is half of the k of a product, where those hold a quarter. */
+static void multiply_packed(const GemmText *text) {
+  CudaEmit *emit = text->emit;
+  const int rows = (int)count_m(text->choice), columns = (int)count_n(text->choice);
+  cuda_line(emit, 2, "UNROLL");
+  cuda_line(emit, 2, "for (int step = 0; step < %d; step++) {", (int)text->choice->tile.k / 16);
+  cuda_line(emit, 3, "u32 a[%d][4], b[%d][4];", rows, columns / 2);
+  cuda_line(emit, 3, "UNROLL");
+  cuda_line(emit, 3, "for (int i = 0; i < %d; i++)", rows);
+  emit_left_fragment(text, 4, "a[i]", "step");
+  cuda_line(emit, 3, "UNROLL");
+  cuda_line(emit, 3, "for (int j = 0; j < %d; j += 2)", columns);
+  emit_right_fragment(text, 4, "b[j / 2]", "step");
+  multiply_fragments(text, text->choice->math == MATH_BF16 ? "mma_bf16" : "mma_f16", "a", "b");
+  cuda_line(emit, 2, "}");
+}
+
 static void multiply_tf32(const GemmText *text) {
   CudaEmit *emit = text->emit;
   const int rows = (int)count_m(text->choice), columns = (int)count_n(text->choice);
@@ -237,6 +255,8 @@ static void multiply_tf32(const GemmText *text) {
 void gemm_multiply(const GemmText *text) {
   if (text->choice->math == MATH_FP32)
     multiply_scalars(text);
+  else if (text->choice->packed)
+    multiply_packed(text);
   else if (is_half(text->choice->math))
     multiply_halves(text);
   else

@@ -5,9 +5,11 @@
  * leave multiprocessors idle, as in most layers at batch 1, several blocks share the sum of a tile, at the price of
  * passing their parts through memory. All figures are of the published peak rates (NVIDIA, "H100 Tensor Core GPU
  * Architecture") and guesses of the overheads; they are to be set by measuring. */
+#include <assert.h>
 #include <math.h>
 
 #include "base/checked.h"
+#include "cuda_ride.h"
 #include "gemm.h"
 
 enum {
@@ -40,13 +42,24 @@ int32_t gemm_threads(const GemmChoice *choice) {
   return choice->math == MATH_FP32 ? count : 32 * count;
 }
 
+int32_t gemm_element_bytes(const GemmChoice *choice) { return choice->packed ? 2 : 4; }
+
 static int64_t operand_floats(const GemmCopy *copy, int32_t outer, int32_t k) {
   return copy->along_inner ? (int64_t)outer * k : (int64_t)(outer + 8) * k;
 }
 
 int64_t gemm_stage_floats(const GemmChoice *choice) {
   const GemmTile *tile = &choice->tile;
-  return operand_floats(&choice->a, tile->m, tile->k) + operand_floats(&choice->b, tile->n, tile->k);
+  const int32_t k = tile->k * gemm_element_bytes(choice) / 4;
+  return operand_floats(&choice->a, tile->m, k) + operand_floats(&choice->b, tile->n, k);
+}
+
+static DataType element_of(const GemmProblem *problem, const GemmOperand *operand) {
+  return problem->kernel->inputs[operand->input].layout.element;
+}
+
+bool gemm_packed(const GemmProblem *problem) {
+  return element_of(problem, &problem->a) != DTYPE_F32 && element_of(problem, &problem->b) != DTYPE_F32;
 }
 
 /* --- how operands are copied ------------------------------------------------------------------------- */
@@ -68,8 +81,9 @@ static int32_t vector_along(const GemmOperand *operand, const PlanTensor *tensor
                             const GemmAxis *other) {
   const GemmDigit *last = last_digit(run);
   if (last == NULL || last->stride != 1 || last->down != 0 || last->right != 0) return 0;
-  for (int32_t vector = 4; vector > 1; vector /= 2) {
-    if (last->extent % vector == 0 && tensor->storage.delta % (4 * vector) == 0 &&
+  const int32_t bytes = (int32_t)layout_stored_bytes(tensor->layout, tensor->dtype);
+  for (int32_t vector = 16 / bytes; vector > 1; vector /= 2) {
+    if (last->extent % vector == 0 && tensor->storage.delta % (bytes * vector) == 0 &&
         axis_divides(run, vector, run->digit_count - 1) && axis_divides(other, vector, other->digit_count) &&
         axis_divides(&operand->matrix, vector, operand->matrix.digit_count) && operand->row_stride % vector == 0 &&
         operand->column_stride % vector == 0)
@@ -124,11 +138,13 @@ static double step_latency(const GemmChoice *choice) {
 
 /* Blocks that a multiprocessor works on side by side. */
 static int64_t residents(const GemmChoice *choice, const Target *target) {
-  enum { REGISTERS = 65536, BESIDE_SCALARS = 64, BESIDE_FRAGMENTS = 112, THREADS = 1536, MOST = 8 };
+  enum { REGISTERS = 65536, BESIDE_SCALARS = 64, BESIDE_FRAGMENTS = 112, BESIDE_PACKED = 64, THREADS = 1536, MOST = 8 };
   const int64_t threads = gemm_threads(choice), sums = (int64_t)choice->tile.m * choice->tile.n / threads;
   const int64_t shared = (target->shared_bytes > 0 ? target->shared_bytes : 160 * 1024) /
                          (gemm_stage_floats(choice) * choice->tile.stages * 4);
-  const int64_t registers = sums + (choice->math == MATH_FP32 ? BESIDE_SCALARS : BESIDE_FRAGMENTS);
+  const int64_t registers = sums + (choice->math == MATH_FP32 ? BESIDE_SCALARS
+                                    : choice->packed          ? BESIDE_PACKED
+                                                              : BESIDE_FRAGMENTS);
   const int64_t limits[4] = {shared, REGISTERS / (threads * registers), THREADS / threads, MOST};
   int64_t least = MOST;
   for (int i = 0; i < 4; i++) least = limits[i] < least ? limits[i] : least;
@@ -154,7 +170,7 @@ static void estimate(const GemmProblem *problem, const Target *target, int64_t m
   const double area = (double)tile->m * tile->n, reuse = area / (tile->m + tile->n);
   const double rate = products_per_cycle(choice->math) * reuse / (reuse + (choice->math == MATH_FP32 ? 8 : 16));
   const double copies = 4.0 * tile->k * (tile->m / choice->a.vector + tile->n / choice->b.vector) / 128;
-  const double traffic = 4.0 * tile->k * (tile->m + tile->n) / bytes_per_cycle;
+  const double traffic = (double)gemm_element_bytes(choice) * tile->k * (tile->m + tile->n) / bytes_per_cycle;
   const double step = greater(area * tile->k / rate, greater(copies, traffic)), latency = step_latency(choice);
   const int64_t each = ceil_div(choice->blocks, processors), together = residents(choice, target),
                 rest = each % together;
@@ -162,6 +178,11 @@ static void estimate(const GemmProblem *problem, const Target *target, int64_t m
   const double last = rest > 0 ? tiles_k * greater((double)rest * step, latency) + start : 0;
   choice->cycles = (double)(each / together) * full + last;
   if (choice->splits > 1) choice->cycles += exchange + area * 4 * (choice->splits + 1) / bytes_per_cycle;
+}
+
+/* The only arithmetic that packed operands are for. */
+static MathMode packed_math(const GemmProblem *problem) {
+  return element_of(problem, &problem->a) == DTYPE_BF16 ? MATH_BF16 : MATH_FP16;
 }
 
 /* Bytes for the stages, so that a multiprocessor has room for three blocks where it can. */
@@ -177,7 +198,14 @@ bool gemm_choose_tile(const GemmProblem *problem, const Target *target, int64_t 
   choice.a = choose_copy(&problem->a, problem->kernel);
   choice.b = choose_copy(&problem->b, problem->kernel);
   GemmTile *own = &choice.tile;
-  if (!choice.a.along_inner || !choice.b.along_inner || choice.a.vector < 4 || choice.b.vector < 4) own->k = 16;
+  choice.packed = gemm_packed(problem);
+  if (choice.packed && (choice.math != packed_math(problem) || choice.a.vector < 8 || choice.b.vector < 8 ||
+                        !choice.a.along_inner || !choice.b.along_inner))
+    return false;
+  if (choice.packed)
+    own->k *= 2; /* as many bytes */
+  else if (!choice.a.along_inner || !choice.b.along_inner || choice.a.vector < 4 || choice.b.vector < 4)
+    own->k = 16;
   const int64_t stages = stage_bytes(target) / (gemm_stage_floats(&choice) * 4);
   own->stages = (int32_t)(stages < MAX_STAGES ? stages : MAX_STAGES);
   if (own->stages < 2) own->stages = 2;
@@ -186,7 +214,7 @@ bool gemm_choose_tile(const GemmProblem *problem, const Target *target, int64_t 
       (int64_t)own->n * own->k > COPIES_MAX * threads * choice.b.vector)
     return false;
   estimate(problem, target, max_batch, &choice);
-  if (splits > 1 && choice.blocks / splits > CUDA_COUNTERS) return false;
+  if (splits > 1 && choice.blocks / splits > RIDE_FIRST_COUNTER) return false;
   *out_choice = choice;
   return true;
 }
@@ -204,7 +232,8 @@ static GemmChoice choose(const GemmProblem *problem, const Target *target, int64
   const GemmTile *tiles = gemm_tiles(math, &count);
   GemmChoice best = {.cycles = INFINITY};
   for (size_t i = 0; i < count; i++) {
-    const int64_t k = axis_most(&problem->a.inner, max_batch), tiles_k = ceil_div(k, tiles[i].k);
+    const int64_t k = axis_most(&problem->a.inner, max_batch);
+    const int64_t tiles_k = ceil_div(k, tiles[i].k * (gemm_packed(problem) ? 2 : 1));
     for (int32_t splits = 1; splits <= MAX_SPLITS; splits++) {
       GemmChoice choice;
       if (splits > 1 && tiles_k / splits < MIN_SPLIT_TILES) break;
@@ -219,5 +248,7 @@ static GemmChoice choose(const GemmProblem *problem, const Target *target, int64
 GemmChoice gemm_choose(const GemmProblem *problem, const Target *target, int64_t max_batch) {
   GemmChoice best = choose(problem, target, max_batch, false);
   /* what was asked for does not do for this problem */
-  return isinf(best.cycles) ? choose(problem, target, max_batch, true) : best;
+  if (isinf(best.cycles)) best = choose(problem, target, max_batch, true);
+  assert(!isinf(best.cycles)); /* values are packed so that their runs can be copied: passes/layout_channel_last.c */
+  return best;
 }

@@ -3,10 +3,10 @@
 #include <dlfcn.h>
 #include <glob.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "jobs.h"
 #include "object_cache.h"
 
 /* Names, parameters and results follow NVIDIA's "NVRTC" reference; a result of 0 is success. */
@@ -233,80 +233,12 @@ static bool compile_unit(Unit *unit) {
 
 /* --- all of them ------------------------------------------------------------------------------------- */
 
-typedef struct Queue {
-  Unit *units;
-  size_t count;
-  atomic_size_t next;
-  atomic_bool failed, out_of_memory;
-} Queue;
-
-typedef struct Worker {
-  Queue *queue;
-  Arena *results, *scratch;
-  pthread_t thread;
-  bool started;
-} Worker;
-
-static void run_unit(Worker *worker, Unit *unit) {
-  jmp_buf failure;
-  arena_on_failure(worker->results, &failure);
-  arena_on_failure(worker->scratch, &failure);
-  if (setjmp(failure)) {
-    atomic_store(&worker->queue->out_of_memory, true);
-  } else {
-    unit->results = worker->results;
-    unit->scratch = worker->scratch;
-    unit->diag = diag_create(worker->results);
-    if (!compile_unit(unit)) atomic_store(&worker->queue->failed, true);
-  }
-  arena_reset(worker->scratch);
-}
-
-static void *run_worker(void *argument) {
-  Worker *worker = argument;
-  Queue *queue = worker->queue;
-  for (;;) {
-    size_t next = atomic_fetch_add(&queue->next, 1);
-    if (next >= queue->count || atomic_load(&queue->failed) || atomic_load(&queue->out_of_memory)) return NULL;
-    run_unit(worker, &queue->units[next]);
-  }
-}
-
-static void destroy_arena(void *arena) { arena_destroy(arena); }
-
-/* Thread 0 is the caller. Arenas live until `arena` goes. */
-static void run_queue(Queue *queue, int32_t threads, Arena *arena) {
-  Worker *workers = arena_array(arena, (size_t)threads, Worker);
-  for (int32_t i = 0; i < threads; i++) {
-    Worker *worker = &workers[i];
-    worker->queue = queue;
-    worker->results = arena_create(NULL);
-    if (worker->results != NULL) arena_defer(arena, destroy_arena, worker->results);
-    worker->scratch = arena_create(NULL);
-    if (worker->scratch != NULL) arena_defer(arena, destroy_arena, worker->scratch);
-    if (worker->results == NULL || worker->scratch == NULL) {
-      if (i == 0) atomic_store(&queue->out_of_memory, true);
-      break;
-    }
-    worker->started = i > 0 && pthread_create(&worker->thread, NULL, run_worker, worker) == 0;
-  }
-  if (!atomic_load(&queue->out_of_memory)) run_worker(&workers[0]);
-  for (int32_t i = 1; i < threads; i++)
-    if (workers[i].started) pthread_join(workers[i].thread, NULL);
-}
-
-/* In the order of the units, so that the same mistakes give the same messages. */
-static void collect_messages(const Queue *queue, Diag *diag) {
-  for (size_t i = 0; i < queue->count; i++) {
-    const Diag *from = queue->units[i].diag;
-    for (size_t m = 0; from != NULL && m < diag_message_count(from); m++) {
-      const DiagMessage *message = diag_message(from, m);
-      if (message->severity == SEVERITY_ERROR)
-        diag_error(diag, message->location, "%s", message->text);
-      else
-        diag_note(diag, message->location, "%s", message->text);
-    }
-  }
+static bool run_unit(void *units, size_t number, const JobTools *tools) {
+  Unit *unit = (Unit *)units + number;
+  unit->results = tools->results;
+  unit->scratch = tools->scratch;
+  unit->diag = tools->diag;
+  return compile_unit(unit);
 }
 
 /* "sm_90a" → 90 */
@@ -349,24 +281,22 @@ bool nvrtc_compile(const Plan *plan, const CudaProgramText *program, const Nvrtc
   if (arch == NULL) return false;
   /* a fast-math option would change results; fused multiply-adds are on by default */
   const char *const compile_options[OPTION_COUNT] = {arch, "--std=c++17", "-default-device"};
-  Queue queue = {arena_array(arena, program->code_count, Unit), 0, 0, false, false};
+  Unit *units = arena_array(arena, program->code_count, Unit);
+  size_t count = 0;
   ObjectCache *cache = options->cache_dir != NULL ? object_cache_create(options->cache_dir, arena) : NULL;
   Code *images = arena_array(arena, program->code_count + 1, Code);
   size_t *unit_of = arena_array(arena, program->code_count + 1, size_t);
   for (size_t i = 0; i < program->code_count; i++) {
     if (program->codes[i].launch_count == 0) continue;
-    unit_of[i] = queue.count;
-    queue.units[queue.count++] = (Unit){plan, &program->codes[i], compile_options, ptx, cache};
+    unit_of[i] = count;
+    units[count++] = (Unit){plan, &program->codes[i], compile_options, ptx, cache};
   }
-  int32_t threads = cpu_threads(options->threads);
-  if ((size_t)threads > queue.count) threads = queue.count > 0 ? (int32_t)queue.count : 1;
-  run_queue(&queue, threads, arena);
-  collect_messages(&queue, diag);
+  const Jobs jobs = {.count = count, .run = run_unit, .context = units, .stop_early = true};
+  const bool done = jobs_run(&jobs, cpu_threads(options->threads), arena, diag);
   if (cache != NULL) object_cache_finish(cache, OBJECT_CACHE_BYTES, arena, diag);
-  if (atomic_load(&queue.out_of_memory)) arena_fail(arena);
-  if (atomic_load(&queue.failed)) return false;
+  if (!done) return false;
   for (size_t i = 0; i < program->code_count; i++)
-    if (program->codes[i].launch_count > 0) images[i] = queue.units[unit_of[i]].image;
+    if (program->codes[i].launch_count > 0) images[i] = units[unit_of[i]].image;
   *out_images = images;
   return true;
 }

@@ -67,6 +67,116 @@ DEV i64 block_first_maximum(float value, i64 place, float *values, i64 *places, 
   return places[0];
 }
 
+/* --- statistics: ir/stats.h ---------------------------------------------------------------------------- */
+/* `exact`: the range begins at 0 and the scale is a power of two, so that bins are found in f32. `home`: the bin of 0,
+ * into which a relu puts so many values that threads count them for themselves; -1: none. */
+typedef struct StatsRange {
+  double low, high, scale;
+  float threshold;
+  int exact, bins, home;
+} StatsRange;
+
+/* What a thread has taken: sums of distances from its first value, so that squares lose nothing where the spread is
+ * small against the mean. */
+typedef struct StatsTaken {
+  int count, near_zero, home;
+  float pivot;
+  double sum, squares;
+} StatsTaken;
+
+enum { STATS_COUNT, STATS_MEAN, STATS_MEAN_REST, STATS_M2, STATS_NEAR_ZERO, STATS_FIELDS };
+
+/* -1: in no bin. */
+DEV int stats_bin(const StatsRange *range, float value) {
+  if (!(value >= (float)range->low && value <= (float)range->high)) return -1;
+  const int bin = range->exact ? (int)(value * (float)range->scale) : (int)((value - range->low) * range->scale);
+  return min_int(bin, range->bins - 1);
+}
+
+/* Zeroes the block's counts: a barrier has to follow. */
+DEV void stats_begin(const StatsRange *range, u32 *counts, int threads) {
+  for (int bin = thread_index(); bin < range->bins; bin += threads) counts[bin] = 0;
+}
+
+DEV void stats_take(StatsTaken *taken, const StatsRange *range, u32 *counts, const float *values, int lanes) {
+  float sum = 0, squares = 0;
+  if (taken->count == 0) taken->pivot = values[0];
+  UNROLL
+  for (int i = 0; i < lanes; i++) {
+    const float distance = values[i] - taken->pivot;
+    const int bin = stats_bin(range, values[i]);
+    sum += distance;
+    squares += distance * distance;
+    taken->near_zero += values[i] <= range->threshold;
+    if (bin == range->home)
+      taken->home++;
+    else if (bin >= 0)
+      atomic_add_u32(&counts[bin], 1);
+  }
+  taken->count += lanes;
+  taken->sum += sum;
+  taken->squares += squares;
+}
+
+DEV float stats_field(int k, double count, double mean, double m2, double near_zero) {
+  if (k == STATS_COUNT) return (float)count;
+  if (k == STATS_MEAN) return (float)mean;
+  if (k == STATS_MEAN_REST) return (float)(mean - (float)mean);
+  return k == STATS_M2 ? (float)(m2 < 0 ? 0 : m2) : (float)near_zero; /* below 0 by rounding */
+}
+
+/* Leaves the row of what the block's threads have taken at `row`. `shared` has a place per warp. */
+DEV void stats_row(const StatsTaken *taken, const StatsRange *range, u32 *counts, double *shared, int threads,
+                   volatile float *row) {
+  const double own = taken->count, count = block_sum_f64(own, shared, threads);
+  const double sum = block_sum_f64(own * taken->pivot + taken->sum, shared, threads);
+  const double near_zero = block_sum_f64(taken->near_zero, shared, threads);
+  const double home = block_sum_f64(taken->home, shared, threads);
+  const double mean = count > 0 ? sum / count : 0, shift = taken->pivot - mean;
+  const double m2 =
+      block_sum_f64(own > 0 ? taken->squares + shift * (2 * taken->sum + own * shift) : 0, shared, threads);
+  for (int k = thread_index(); k < STATS_FIELDS + range->bins; k += threads) {
+    float value = stats_field(k, count, mean, m2, near_zero);
+    if (k >= STATS_FIELDS) value = k - STATS_FIELDS == range->home ? (float)home : (float)counts[k - STATS_FIELDS];
+    row[k] = value;
+  }
+}
+
+/* The row of `count` rows that stand one after the other, in their order. */
+DEV void stats_merge(volatile const float *rows, int count, const StatsRange *range, u32 *counts, double *shared,
+                     int threads, volatile float *row) {
+  const int fields = STATS_FIELDS + range->bins, thread = thread_index();
+  double elements = 0, sum = 0, near_zero = 0, m2 = 0;
+  stats_begin(range, counts, threads);
+  for (int i = thread; i < count; i += threads) {
+    volatile const float *from = rows + (i64)i * fields;
+    const double own = from[STATS_COUNT];
+    elements += own;
+    sum += own * ((double)from[STATS_MEAN] + from[STATS_MEAN_REST]);
+    near_zero += from[STATS_NEAR_ZERO];
+  }
+  elements = block_sum_f64(elements, shared, threads);
+  sum = block_sum_f64(sum, shared, threads);
+  near_zero = block_sum_f64(near_zero, shared, threads);
+  const double mean = sum / elements;
+  for (int i = thread; i < count; i += threads) {
+    volatile const float *from = rows + (i64)i * fields;
+    const double distance = (double)from[STATS_MEAN] + from[STATS_MEAN_REST] - mean;
+    m2 += from[STATS_M2] + from[STATS_COUNT] * distance * distance;
+  }
+  for (int i = thread; i < count * range->bins; i += threads) {
+    const int from = i / range->bins, bin = i % range->bins;
+    atomic_add_u32(&counts[bin], (u32)rows[(i64)from * fields + STATS_FIELDS + bin]);
+  }
+  m2 = block_sum_f64(m2, shared, threads);
+  for (int k = thread; k < fields; k += threads)
+    row[k] = k < STATS_FIELDS ? stats_field(k, elements, mean, m2, near_zero) : (float)counts[k - STATS_FIELDS];
+}
+
+DEV void stats_clear(const StatsRange *range, int threads, volatile float *row) {
+  for (int k = thread_index(); k < STATS_FIELDS + range->bins; k += threads) row[k] = 0;
+}
+
 /* Word 0 of Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. */
 DEV u32 philox_word(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1) {
   for (int round = 0; round < 10; round++) {

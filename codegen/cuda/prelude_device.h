@@ -82,6 +82,23 @@ DEV void load4(float *values, const float *from) {
 DEV void store4(float *to, const float *values) {
   *(float4 *)to = make_float4(values[0], values[1], values[2], values[3]);
 }
+/* The same of values kept in 16 bits, at an address that is a multiple of 8. */
+DEV void load4_bf16(float *values, const u16 *from) {
+  const uint2 vector = *(const uint2 *)from;
+  values[0] = bits_f32(vector.x << 16), values[1] = bits_f32(vector.x & 0xffff0000u);
+  values[2] = bits_f32(vector.y << 16), values[3] = bits_f32(vector.y & 0xffff0000u);
+}
+DEV void store4_bf16(u16 *to, const float *values) {
+  *(uint2 *)to = make_uint2(pack_bf16(values[0], values[1]), pack_bf16(values[2], values[3]));
+}
+DEV void load4_f16(float *values, const u16 *from) {
+  const uint2 vector = *(const uint2 *)from;
+  values[0] = h2f((u16)vector.x), values[1] = h2f((u16)(vector.x >> 16));
+  values[2] = h2f((u16)vector.y), values[3] = h2f((u16)(vector.y >> 16));
+}
+DEV void store4_f16(u16 *to, const float *values) {
+  *(uint2 *)to = make_uint2(pack_f16(values[0], values[1]), pack_f16(values[2], values[3]));
+}
 /* The old value. Integers only: the order of additions of floats would show. */
 DEV u32 atomic_add_u32(u32 *counter, u32 value) { return atomicAdd(counter, value); }
 

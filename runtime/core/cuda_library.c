@@ -113,7 +113,9 @@ static kiln_status find_context(LoadedWeights *loaded, const kiln_program *progr
   return status;
 }
 
-int kiln_cuda_run(const CudaLibrary *library, const kiln_weights *weights, void *workspace, const kiln_io *io) {
+/* `states` by parameter, or NULL. */
+static int run(const CudaLibrary *library, const kiln_weights *weights, void *const *states, void *workspace,
+               const kiln_io *io) {
   const kiln_program *program = library->tables->program;
   CudaContext *context;
   if (weights == NULL || io == NULL) return failed(KILN_ERROR_ARGUMENT, "an argument is NULL");
@@ -130,6 +132,29 @@ int kiln_cuda_run(const CudaLibrary *library, const kiln_weights *weights, void 
   for (uint32_t i = 0; i < program->output_count; i++)
     if (outputs[i] == NULL) return failed(KILN_ERROR_ARGUMENT, "an output is NULL");
   kiln_status status = find_context(loaded_of(weights), program, workspace, &context);
-  if (status != KILN_OK) return status;
-  return cuda_context_run(context, io->batch, inputs, outputs, &last);
+  if (status == KILN_OK && states != NULL) status = cuda_context_set_state(context, states, &last);
+  if (status == KILN_OK) status = cuda_context_run(context, io->batch, inputs, outputs, &last);
+  if (status == KILN_OK && states != NULL) status = cuda_context_fetch_state(context, &last);
+  return status;
+}
+
+int kiln_cuda_run(const CudaLibrary *library, const kiln_weights *weights, void *workspace, const kiln_io *io) {
+  return run(library, weights, NULL, workspace, io);
+}
+
+int kiln_cuda_step(const CudaLibrary *library, const kiln_weights *weights, void *const *state, void *workspace,
+                   const kiln_io *io) {
+  const kiln_program *program = library->tables->program;
+  if (state == NULL) return failed(KILN_ERROR_ARGUMENT, "an argument is NULL");
+  void **states = calloc(program->parameter_count + (size_t)1, sizeof *states);
+  if (states == NULL) return failed(KILN_ERROR_MEMORY, "out of memory");
+  int status = KILN_OK;
+  for (uint32_t i = 0; i < program->parameter_count; i++) {
+    if (program->parameters[i].role != KILN_ROLE_STATE) continue;
+    states[i] = state[i];
+    if (state[i] == NULL) status = failed(KILN_ERROR_ARGUMENT, "a part of the state is NULL");
+  }
+  if (status == KILN_OK) status = run(library, weights, states, workspace, io);
+  free(states);
+  return status;
 }

@@ -26,6 +26,10 @@ int kiln_cuda_weights_prepare(const CudaLibrary *library, kiln_weights *out_weig
 void kiln_cuda_weights_release(kiln_weights *weights);
 /* `workspace` only tells runs that go on at the same time apart; nothing is read or written there. */
 int kiln_cuda_run(const CudaLibrary *library, const kiln_weights *weights, void *workspace, const kiln_io *io);
+/* A run of a training step. `state` points at the addresses of the parameters that it changes, which come first in the
+ * table: in memory of the device used in place, else copied there before the step and back after it. */
+int kiln_cuda_step(const CudaLibrary *library, const kiln_weights *weights, void *const *state, void *workspace,
+                   const kiln_io *io);
 /* The reason of this thread's last failure; "" when there was none. */
 const char *kiln_cuda_message(void);
 

@@ -22,8 +22,9 @@ struct CudaContext {
   CuPointer *staging;   /* on the device, for inputs and outputs in memory of the host; made when first needed */
   CuPointer *addresses; /* of this run's inputs, then outputs */
   bool *staged;         /* whether they are the staging's */
-  CuPointer *states;    /* parameters that run steps change */
-  void **state_hosts;
+  CuPointer *states;    /* parameters that run steps change: the caller's, or else copies of them */
+  CuPointer *state_copies;
+  void **state_hosts; /* of what is copied */
   bool warm; /* every kernel has run: drivers load code when it is first launched, which must not be while recording */
   RecordedGraph graphs[GRAPHS_KEPT];
   uint64_t clock;
@@ -71,9 +72,10 @@ kiln_status cuda_context_create(CudaProgram *program, int64_t max_batch, CudaCon
   context->addresses = cuda_host_allocate(memory, ports * sizeof *context->addresses);
   context->staged = cuda_host_allocate(memory, ports * sizeof *context->staged);
   context->states = cuda_host_allocate(memory, about->parameter_count * sizeof *context->states);
+  context->state_copies = cuda_host_allocate(memory, about->parameter_count * sizeof *context->state_copies);
   context->state_hosts = cuda_host_allocate(memory, about->parameter_count * sizeof *context->state_hosts);
   bool complete = context->staging != NULL && context->addresses != NULL && context->staged != NULL &&
-                  context->states != NULL && context->state_hosts != NULL;
+                  context->states != NULL && context->state_copies != NULL && context->state_hosts != NULL;
   for (size_t i = 0; i < GRAPHS_KEPT; i++) {
     context->graphs[i].addresses = cuda_host_allocate(memory, ports * sizeof(CuPointer));
     complete = complete && context->graphs[i].addresses != NULL;
@@ -91,17 +93,25 @@ kiln_status cuda_context_create(CudaProgram *program, int64_t max_batch, CudaCon
   return KILN_OK;
 }
 
+static void forget_graphs(CudaContext *context) {
+  for (size_t i = 0; i < GRAPHS_KEPT; i++) {
+    RecordedGraph *graph = &context->graphs[i];
+    if (graph->exec != NULL) context->program->driver->graph_exec_destroy(graph->exec);
+    graph->exec = NULL;
+    graph->used = 0;
+  }
+}
+
 static void empty_context(CudaContext *context) {
   const CudaProgram *program = context->program;
   const kiln_program *about = program->tables->program;
   const CudaDriver *driver = program->driver;
   if (context->stream != NULL) driver->stream_synchronize(context->stream);
-  for (size_t i = 0; i < GRAPHS_KEPT; i++)
-    if (context->graphs[i].exec != NULL) driver->graph_exec_destroy(context->graphs[i].exec);
+  forget_graphs(context);
   for (size_t i = 0; context->staging != NULL && i < port_total(about); i++)
     cuda_device_release(program, &context->staging[i]);
-  for (size_t i = 0; context->states != NULL && i < about->parameter_count; i++)
-    cuda_device_release(program, &context->states[i]);
+  for (size_t i = 0; context->state_copies != NULL && i < about->parameter_count; i++)
+    cuda_device_release(program, &context->state_copies[i]);
   cuda_device_release(program, &context->workspace);
   cuda_device_release(program, &context->scratch);
   for (int i = 0; i < EVENT_COUNT; i++)
@@ -125,6 +135,7 @@ void cuda_context_destroy(CudaContext *context) {
   cuda_host_release(memory, context->addresses, ports * sizeof *context->addresses);
   cuda_host_release(memory, context->staged, ports * sizeof *context->staged);
   cuda_host_release(memory, context->states, about->parameter_count * sizeof *context->states);
+  cuda_host_release(memory, context->state_copies, about->parameter_count * sizeof *context->state_copies);
   cuda_host_release(memory, context->state_hosts, about->parameter_count * sizeof *context->state_hosts);
   cuda_host_release(memory, context->bounce, context->bounce_bytes);
   cuda_host_release(memory, context, sizeof *context);
@@ -483,31 +494,48 @@ kiln_status cuda_context_time_steps(CudaContext *context, int64_t batch, const v
 
 /* --- state ------------------------------------------------------------------------------------------- */
 
-static kiln_status copy_states(CudaContext *context, bool to_device, CudaMessage *out_message) {
+/* Where each state is during a run. Graphs hold the addresses of the last ones. */
+static kiln_status place_states(CudaContext *context, void *const *states, CudaMessage *out_message) {
   const CudaProgram *program = context->program;
   const kiln_program *about = program->tables->program;
-  kiln_status status = KILN_OK;
-  for (uint32_t i = 0; i < about->parameter_count && status == KILN_OK; i++) {
+  bool moved = false;
+  for (uint32_t i = 0; i < about->parameter_count; i++) {
     const kiln_port *port = &about->parameters[i];
-    void *place = context->state_hosts[i];
-    if (place == NULL || port->bytes == 0) continue;
-    if (to_device) {
-      status = cuda_upload(program, &context->states[i], port, place, context->stream, out_message);
-    } else {
-      CuResult result = program->driver->copy_to_host(place, context->states[i], (size_t)port->bytes, context->stream);
-      if (result != CU_SUCCESS)
-        status = cuda_message(program->driver, result, out_message, "copying '%s' from the device", port->name);
+    const bool given = states[i] != NULL && port->bytes > 0;
+    const bool in_place = given && (uintptr_t)states[i] % KILN_ALIGNMENT == 0 && on_device(program->driver, states[i]);
+    CuPointer place = in_place ? (CuPointer)(uintptr_t)states[i] : 0;
+    context->state_hosts[i] = given && !in_place ? states[i] : NULL;
+    if (context->state_hosts[i] != NULL) {
+      kiln_status status =
+          cuda_upload(program, &context->state_copies[i], port, states[i], context->stream, out_message);
+      if (status != KILN_OK) return status;
+      place = context->state_copies[i];
     }
+    moved = moved || place != context->states[i];
+    context->states[i] = place;
   }
-  if (status != KILN_OK) return status;
+  if (moved) forget_graphs(context);
+  return cuda_synchronize(program, context->stream, "copying the state", out_message);
+}
+
+static kiln_status fetch_states(const CudaContext *context, CudaMessage *out_message) {
+  const CudaProgram *program = context->program;
+  const kiln_program *about = program->tables->program;
+  for (uint32_t i = 0; i < about->parameter_count; i++) {
+    const kiln_port *port = &about->parameters[i];
+    if (context->state_hosts[i] == NULL) continue;
+    CuResult result = program->driver->copy_to_host(context->state_hosts[i], context->states[i], (size_t)port->bytes,
+                                                    context->stream);
+    if (result != CU_SUCCESS)
+      return cuda_message(program->driver, result, out_message, "copying '%s' from the device", port->name);
+  }
   return cuda_synchronize(program, context->stream, "copying the state", out_message);
 }
 
 kiln_status cuda_context_set_state(CudaContext *context, void *const *states, CudaMessage *out_message) {
   kiln_status status = cuda_enter(context->program, out_message);
   if (status != KILN_OK) return status;
-  memcpy(context->state_hosts, states, context->program->tables->program->parameter_count * sizeof *states);
-  status = copy_states(context, true, out_message);
+  status = place_states(context, states, out_message);
   cuda_leave(context->program);
   return status;
 }
@@ -515,7 +543,7 @@ kiln_status cuda_context_set_state(CudaContext *context, void *const *states, Cu
 kiln_status cuda_context_fetch_state(CudaContext *context, CudaMessage *out_message) {
   kiln_status status = cuda_enter(context->program, out_message);
   if (status != KILN_OK) return status;
-  status = copy_states(context, false, out_message);
+  status = fetch_states(context, out_message);
   cuda_leave(context->program);
   return status;
 }

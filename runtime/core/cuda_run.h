@@ -91,8 +91,9 @@ kiln_status cuda_context_run(CudaContext *context, int64_t batch, const void *co
  * took on the device; an output of the program that the step writes is in the caller's memory by then. */
 kiln_status cuda_context_run_steps(CudaContext *context, int64_t batch, const void *const *inputs, void *const *outputs,
                                    StepObserver observe, void *observer_context, CudaMessage *out_message);
-/* Parameters that run steps change (training): addresses of the host by parameter, NULL for others; table order. They
- * are copied to the device before the first run after this call and from it by cuda_context_fetch. */
+/* Parameters that run steps change (training): addresses by parameter, NULL for others; table order. In memory of the
+ * device, aligned to KILN_ALIGNMENT, they are used in place; others are copied to the device by this call and back by
+ * cuda_context_fetch_state. */
 kiln_status cuda_context_set_state(CudaContext *context, void *const *states, CudaMessage *out_message);
 kiln_status cuda_context_fetch_state(CudaContext *context, CudaMessage *out_message);
 /* Runs the graph `repeats` times after the inputs were copied, without copying between: milliseconds on the device per

@@ -288,10 +288,6 @@ static bool build_gpu_library(const Graph *graph, const Plan *plan, const kiln_c
                               const char *path, Arena *scratch, Diag *diag) {
   const bool embed = options->weights == KILN_WEIGHTS_EMBED;
   const void **pointers = NULL;
-  if (plan->slot_count > 0) {
-    diag_error(diag, (Location){path, 0, 0}, "training steps become libraries for processors only");
-    return false;
-  }
   if (options->weights == KILN_WEIGHTS_FILE) {
     diag_error(diag, (Location){path, 0, 0}, "libraries for GPUs hold the weights or take the caller's: expected mode "
                                              "embed or caller, found file");

@@ -76,7 +76,7 @@ static kiln_operand operand_of(const Plan *plan, const PlanTensor *tensor) {
 
 /* Layouts of GPUs do not split a dimension. */
 static kiln_view view_of(const PlanTensor *tensor) {
-  kiln_view view = {.dtype = abi_dtype(tensor->dtype),
+  kiln_view view = {.dtype = abi_dtype(layout_stored_type(tensor->layout, tensor->dtype)),
                     .rank = (uint32_t)tensor->shape.rank,
                     .origin = tensor->storage.origin,
                     .block = 1};
@@ -88,7 +88,7 @@ static kiln_view view_of(const PlanTensor *tensor) {
 }
 
 static void add_operand(const Plan *plan, const PlanTensor *tensor, kiln_step *step, kiln_operand *operands) {
-  const double bytes = (double)image_bytes(&tensor->shape, tensor->dtype);
+  const double bytes = (double)image_bytes(&tensor->shape, layout_stored_type(tensor->layout, tensor->dtype));
   *(shape_batched(&tensor->shape) ? &step->bytes_per_batch : &step->bytes) += bytes;
   operands[step->operand_count++] = operand_of(plan, tensor);
 }

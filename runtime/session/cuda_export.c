@@ -253,9 +253,16 @@ static const char entry_points[] =
     "define ptr @$_message() {\n  %text = tail call ptr @kiln_cuda_message()\n  ret ptr %text\n}\n"
     "define ptr @$_describe() {\n  ret ptr ^\n}\n";
 
-static void print_entry_points(Text *text, const Export *export) {
+/* Of a training step, instead of a run by itself. */
+static const char step_entry[] =
+    "declare hidden i32 @kiln_cuda_step(ptr, ptr, ptr, ptr, ptr)\n"
+    "define i32 @$_step(ptr %weights, ptr %state, ptr %workspace, ptr %io) {\n"
+    "  %status = tail call i32 @kiln_cuda_step(ptr ~, ptr %weights, ptr %state, ptr %workspace, ptr %io)\n"
+    "  ret i32 %status\n}\n";
+
+static void print_entry_points(Text *text, const Export *export, const char *source) {
   const char *data = name_of(export, "data");
-  for (const char *at = entry_points; *at != '\0'; at++) {
+  for (const char *at = source; *at != '\0'; at++) {
     if (*at == '$')
       text_add(text, export->symbol);
     else if (*at == '~' || *at == '^')
@@ -273,7 +280,8 @@ static bool build_tables_object(Export *export, const Target *host, Diag *diag, 
   text_format(&text, "@%s = external hidden global i8\n@%s = external hidden global i8\n", name_of(export, "images"),
               name_of(export, "embedded_weights"));
   image_print(&text, &image, name_of(export, "data"));
-  print_entry_points(&text, export);
+  print_entry_points(&text, export, entry_points);
+  if (export->tables->program->slot_count > 0) print_entry_points(&text, export, step_entry);
   return ir_object(text.data, host, export->arena, diag, out_object);
 }
 

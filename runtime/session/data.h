@@ -12,6 +12,7 @@
 #ifndef KILN_RUNTIME_SESSION_DATA_H
 #define KILN_RUNTIME_SESSION_DATA_H
 
+#include "core/pool.h"
 #include "data_augment.h"
 
 typedef enum DataSplit { DATA_TRAIN, DATA_VALID } DataSplit;
@@ -80,6 +81,10 @@ DataSet *data_set_open(const DataOptions *options, Diag *diag);
  * NULL after reporting that. `options` itself is copied, what it points to is not. */
 typedef struct DataOpening DataOpening;
 DataOpening *data_set_open_begin(const DataOptions *options);
+/* Whether there is nothing to wait for. */
+bool data_set_open_done(const DataOpening *opening);
+/* Instead of finish: ends it soon, without a set or a message. */
+void data_set_open_cancel(DataOpening *opening);
 DataSet *data_set_open_finish(DataOpening *opening, Diag *diag);
 /* All loaders of the set are destroyed before. NULL is allowed. */
 void data_set_close(DataSet *set);
@@ -116,6 +121,10 @@ typedef struct DataLoader DataLoader;
 
 /* Stands at the first batch of epoch 0. NULL after reporting. */
 DataLoader *data_loader_create(const DataSet *set, const DataLoaderOptions *options, Diag *diag);
+/* From now on data_loader_next fills batches with the threads of `pool`, of which this call is the one user meanwhile:
+ * for a loader without workers, whose caller has such threads idle. With workers, or without a pool (NULL), nothing
+ * changes. False after reporting the end of memory. */
+bool data_loader_share(DataLoader *loader, Pool *pool, Diag *diag);
 /* At any time; waits for the pictures being decoded. NULL is allowed. */
 void data_loader_destroy(DataLoader *loader);
 /* Batches of an epoch, at least 1. */

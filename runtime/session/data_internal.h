@@ -2,6 +2,8 @@
 #ifndef KILN_RUNTIME_SESSION_DATA_INTERNAL_H
 #define KILN_RUNTIME_SESSION_DATA_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include "data.h"
 #include "data_random.h"
 
@@ -34,10 +36,12 @@ struct DataSet {
   DataItem *items; /* sorted by path; IDX: training images, then the others */
   size_t item_count;
   uint32_t *split[DATA_SPLITS]; /* indices into items, ascending */
+  uint32_t *split_targets[DATA_SPLITS];
   size_t split_count[DATA_SPLITS];
   int64_t *class_pictures[DATA_SPLITS];
   double mean[AUGMENT_CHANNELS], deviation[AUGMENT_CHANNELS];
   float table[AUGMENT_CHANNELS][256]; /* a sample, normalised */
+  const atomic_bool *cancelled;       /* while it is opened: the result is not wanted any more */
 };
 
 /* --- data_folder.c, data_mnist.c: items and classes; false after reporting ------------- */

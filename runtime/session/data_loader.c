@@ -6,7 +6,9 @@
  * does not matter who fills which chunk, or when.
  *
  * One mutex guards everything but the samples themselves; a chunk belongs to whoever has taken it, until its count in
- * `finished` tells that it is done. */
+ * `finished` tells that it is done.
+ *
+ * A loader without workers may be lent the threads of a pool, which then fill the caller's batch together. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -61,6 +63,9 @@ struct DataLoader {
 
   size_t worker_count;
   pthread_t workers[WORKER_LIMIT];
+
+  Pool *pool;           /* fills batches when there are no workers; or NULL */
+  Arena **pool_scratch; /* of its threads */
 };
 
 /* --- one picture ----------------------------------------------------------------------------------- */
@@ -199,22 +204,61 @@ static bool take_chunk(DataLoader *loader, uint64_t limit, Chunk *out_chunk) {
   return true;
 }
 
-/* Called and left with the mutex locked, which is open in between. */
-static void fill_chunk(DataLoader *loader, const Chunk *chunk, Arena *scratch) {
-  Slot *slot = chunk->slot;
-  char message[MESSAGE_SIZE];
-  int64_t failed = -1;
-  pthread_mutex_unlock(&loader->mutex);
-  for (int64_t place = chunk->begin; place < chunk->end && failed < 0; place++)
-    if (!load_caught(loader, slot, place, scratch, message)) failed = place;
-  pthread_mutex_lock(&loader->mutex);
-  /* of several failures the first is reported, whatever the order in which they come */
+/* A picture's first kilobyte: IDX pictures are small, and their order is random. */
+static void prefetch_picture(const DataLoader *loader, const Slot *slot, int64_t place) {
+  enum { LINE = 64, PREFETCHED = 1024 };
+  const DataSet *set = loader->set;
+  const Picture *picture = &set->items[set->split[loader->options.split][slot->indices[place]]].ready;
+  const size_t bytes = (size_t)picture->width * (size_t)picture->height * (size_t)picture->channels;
+  if (!picture->pixels) return;
+  for (size_t at = 0; at < bytes && at < PREFETCHED; at += LINE) __builtin_prefetch(picture->pixels + at);
+}
+
+static void prefetch_item(const DataLoader *loader, const Slot *slot, int64_t place) {
+  const DataSet *set = loader->set;
+  __builtin_prefetch(&set->items[set->split[loader->options.split][slot->indices[place]]].ready);
+}
+
+/* Pictures from `begin` to before `end`. The first that failed, or −1; a failure ends it. */
+static int64_t fill_pictures(const DataLoader *loader, const Slot *slot, int64_t begin, int64_t end, Arena *scratch,
+                             char message[MESSAGE_SIZE]) {
+  enum { PICTURES_AHEAD = 4, ITEMS_AHEAD = 12 };
+  for (int64_t place = begin; place < end; place++) {
+    if (place + ITEMS_AHEAD < end) prefetch_item(loader, slot, place + ITEMS_AHEAD);
+    if (place + PICTURES_AHEAD < end) prefetch_picture(loader, slot, place + PICTURES_AHEAD);
+    if (!load_caught(loader, slot, place, scratch, message)) return place;
+  }
+  return -1;
+}
+
+/* With the mutex locked. Of several failures the first is reported, whatever the order in which they come. */
+static void note_filled(Slot *slot, int64_t count, int64_t failed, const char message[MESSAGE_SIZE]) {
   if (failed >= 0 && (slot->failed < 0 || failed < slot->failed)) {
     slot->failed = failed;
-    memcpy(slot->message, message, sizeof message);
+    memcpy(slot->message, message, MESSAGE_SIZE);
   }
-  slot->finished += chunk->end - chunk->begin;
-  if (slot->finished == slot->count) pthread_cond_signal(&loader->done);
+  slot->finished += count;
+}
+
+/* Called and left with the mutex locked, which is open in between. */
+static void fill_chunk(DataLoader *loader, const Chunk *chunk, Arena *scratch) {
+  char message[MESSAGE_SIZE];
+  pthread_mutex_unlock(&loader->mutex);
+  const int64_t failed = fill_pictures(loader, chunk->slot, chunk->begin, chunk->end, scratch, message);
+  pthread_mutex_lock(&loader->mutex);
+  note_filled(chunk->slot, chunk->end - chunk->begin, failed, message);
+  if (chunk->slot->finished == chunk->slot->count) pthread_cond_signal(&loader->done);
+}
+
+/* A kiln_task over the pictures of the first batch. */
+static void fill_share(void *context, uint32_t thread, int64_t begin, int64_t end) {
+  DataLoader *loader = context;
+  Slot *slot = &loader->slots[loader->first % loader->slot_count];
+  char message[MESSAGE_SIZE];
+  const int64_t failed = fill_pictures(loader, slot, begin, end, loader->pool_scratch[thread], message);
+  pthread_mutex_lock(&loader->mutex);
+  note_filled(slot, end - begin, failed, message);
+  pthread_mutex_unlock(&loader->mutex);
 }
 
 static void *worker_main(void *argument) {
@@ -319,6 +363,11 @@ static void start_workers(DataLoader *loader) {
   pthread_sigmask(SIG_SETMASK, &previous, NULL);
 }
 
+static void report_memory(const DataSet *set, const DataLoaderOptions *options, Diag *diag) {
+  diag_error(diag, (Location){set->options.folder, 0, 0}, "out of memory for batches of %lld pictures",
+             (long long)options->batch);
+}
+
 DataLoader *data_loader_create(const DataSet *set, const DataLoaderOptions *options, Diag *diag) {
   if (!check_options(set, options, diag)) return NULL;
   Arena *arena = arena_create(NULL);
@@ -335,8 +384,7 @@ DataLoader *data_loader_create(const DataSet *set, const DataLoaderOptions *opti
   if (arena) arena_on_failure(arena, NULL);
   if (!good || pthread_mutex_init(&loader->mutex, NULL) != 0) {
     arena_destroy(arena);
-    diag_error(diag, (Location){set->options.folder, 0, 0}, "out of memory for batches of %lld pictures",
-               (long long)options->batch);
+    report_memory(set, options, diag);
     return NULL;
   }
   /* on Linux these two cannot fail */
@@ -363,6 +411,26 @@ void data_loader_destroy(DataLoader *loader) {
 
 int64_t data_loader_batches(const DataLoader *loader) { return loader->batches; }
 
+bool data_loader_share(DataLoader *loader, Pool *pool, Diag *diag) {
+  if (!pool || loader->worker_count > 0) return true;
+  const size_t threads = pool_threads(pool);
+  volatile bool good = false;
+  jmp_buf point;
+  if (setjmp(point) == 0) {
+    arena_on_failure(loader->arena, &point);
+    loader->pool_scratch = arena_array(loader->arena, threads, Arena *);
+    for (size_t i = 0; i < threads; i++) {
+      if ((loader->pool_scratch[i] = arena_create(NULL)) == NULL) arena_fail(loader->arena);
+      arena_defer(loader->arena, destroy_arena, loader->pool_scratch[i]);
+    }
+    loader->pool = pool;
+    good = true;
+  }
+  arena_on_failure(loader->arena, NULL);
+  if (!good) report_memory(loader->set, &loader->options, diag);
+  return good;
+}
+
 /* Gives back the caller's batch, whose slot is filled anew. */
 static void release_held(DataLoader *loader) {
   if (!loader->held) return;
@@ -371,9 +439,20 @@ static void release_held(DataLoader *loader) {
   pthread_cond_broadcast(&loader->work);
 }
 
+/* Begins the first batch and fills it with the pool's threads. */
+static void fill_together(DataLoader *loader) {
+  Slot *slot = &loader->slots[loader->first % loader->slot_count];
+  begin_batch(loader);
+  slot->taken = slot->count;
+  pthread_mutex_unlock(&loader->mutex);
+  pool_parallel_for(loader->pool, fill_share, loader, slot->count);
+  pthread_mutex_lock(&loader->mutex);
+}
+
 /* Waits for the first batch, or works on it. */
 static Slot *wait_first(DataLoader *loader) {
   Slot *slot = &loader->slots[loader->first % loader->slot_count];
+  if (loader->pool && loader->begun == loader->first) fill_together(loader);
   for (;;) {
     Chunk chunk;
     if (take_chunk(loader, loader->first + 1, &chunk)) {

@@ -111,7 +111,7 @@ static void prepare_item(Preparation *preparation, size_t index, Arena *scratch,
 
 static void prepare_work(void *context, size_t index, size_t thread) {
   Preparation *preparation = context;
-  if (atomic_load(&preparation->out_of_memory)) return;
+  if (atomic_load(&preparation->out_of_memory) || atomic_load(preparation->set->cancelled)) return;
   Arena *scratch = preparation->scratch[thread], *kept = preparation->kept[thread];
   jmp_buf point;
   if (setjmp(point) == 0) {

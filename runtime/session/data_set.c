@@ -1,6 +1,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -233,11 +234,14 @@ static bool split_items(DataSet *set, bool own_parts, Diag *diag) {
   if (!own_parts && !split_randomly(set, diag)) return false;
   for (int split = 0; split < DATA_SPLITS; split++) {
     set->split[split] = arena_array(set->arena, set->item_count, uint32_t);
+    set->split_targets[split] = arena_array(set->arena, set->item_count, uint32_t);
     set->class_pictures[split] = arena_array(set->arena, set->class_count, int64_t);
   }
   for (size_t i = 0; i < set->item_count; i++) {
     const int split = set->items[i].part == PART_VALID ? DATA_VALID : DATA_TRAIN;
-    set->split[split][set->split_count[split]++] = (uint32_t)i;
+    const size_t at = set->split_count[split]++;
+    set->split[split][at] = (uint32_t)i;
+    set->split_targets[split][at] = set->items[i].class_number;
     set->class_pictures[split][set->items[i].class_number]++;
   }
   if (set->split_count[DATA_TRAIN] > 0) return true;
@@ -303,7 +307,11 @@ static bool fill_set(DataSet *set, Diag *diag) {
                      (set->options.resize == 0 ||
                       set->options.resize == (source->width < source->height ? source->width : source->height));
   DataSums *sums = measured ? arena_array(set->arena, set->item_count, DataSums) : NULL;
-  if (measured || !(set->options.trust || as_is)) data_prepare_all(set, sums);
+  if (measured || !(set->options.trust || as_is)) {
+    data_prepare_all(set, sums);
+  } else if (as_is) {
+    for (size_t i = 0; i < set->item_count; i++) set->items[i].ready = set->items[i].source;
+  }
   if (sums) drop_sums(set, sums);
   if (!drop_damaged(set, diag) || !split_items(set, own_parts, diag)) return false;
   set_normalisation(set, sums);
@@ -320,7 +328,7 @@ static void report_memory(const char *folder, Diag *diag) {
   diag_error(diag, (Location){folder, 0, 0}, "out of memory while the data set was opened");
 }
 
-static DataSet *open_set(const DataOptions *options, Diag *diag) {
+static DataSet *open_set(const DataOptions *options, const atomic_bool *cancelled, Diag *diag) {
   if (!options->folder || options->folder[0] == '\0') {
     diag_error(diag, (Location){NULL, 0, 0}, "data: expected the name of a folder");
     return NULL;
@@ -335,6 +343,7 @@ static DataSet *open_set(const DataOptions *options, Diag *diag) {
     set = arena_new(arena, DataSet);
     set->arena = arena;
     set->options = *options;
+    set->cancelled = cancelled;
     set->options.folder = strip_slashes(options->folder, arena);
     good = fill_set(set, diag);
     failed = false;
@@ -343,6 +352,7 @@ static DataSet *open_set(const DataOptions *options, Diag *diag) {
     arena_on_failure(arena, NULL);
     set->options.pattern = NULL; /* the caller's, from now on */
     set->options.classes = NULL;
+    set->cancelled = NULL;
     return set;
   }
   arena_destroy(arena);
@@ -358,6 +368,7 @@ struct DataOpening {
   DataOptions options;
   DataSet *set;
   bool out_of_memory, started;
+  atomic_bool done, cancelled;
   pthread_t thread;
 };
 
@@ -366,11 +377,12 @@ static void *opening_main(void *argument) {
   jmp_buf point;
   if (setjmp(point) == 0) {
     arena_on_failure(opening->arena, &point);
-    opening->set = open_set(&opening->options, opening->diag);
+    opening->set = open_set(&opening->options, &opening->cancelled, opening->diag);
   } else {
     opening->out_of_memory = true;
   }
   arena_on_failure(opening->arena, NULL);
+  atomic_store(&opening->done, true);
   return NULL;
 }
 
@@ -402,6 +414,10 @@ DataOpening *data_set_open_begin(const DataOptions *options) {
   return opening;
 }
 
+bool data_set_open_done(const DataOpening *opening) {
+  return !opening || !opening->started || atomic_load(&opening->done);
+}
+
 void data_copy_messages(const Diag *from, Diag *to) {
   static void (*const add[])(Diag *, Location, const char *, ...) = {
       [SEVERITY_ERROR] = diag_error, [SEVERITY_WARNING] = diag_warning, [SEVERITY_NOTE] = diag_note};
@@ -428,6 +444,14 @@ DataSet *data_set_open_finish(DataOpening *opening, Diag *diag) {
   if (opening->out_of_memory) report_memory(opening->options.folder, diag);
   arena_destroy(opening->arena);
   return set;
+}
+
+void data_set_open_cancel(DataOpening *opening) {
+  if (!opening) return;
+  atomic_store(&opening->cancelled, true);
+  if (opening->started) pthread_join(opening->thread, NULL);
+  data_set_close(opening->set);
+  arena_destroy(opening->arena);
 }
 
 DataSet *data_set_open(const DataOptions *options, Diag *diag) {
@@ -468,6 +492,4 @@ const char *data_set_picture_name(const DataSet *set, DataSplit split, int64_t i
                           : arena_format(arena, "%s[%lld]", item->path, (long long)item->number);
 }
 
-int64_t data_set_target(const DataSet *set, DataSplit split, int64_t index) {
-  return item_at(set, split, index)->class_number;
-}
+int64_t data_set_target(const DataSet *set, DataSplit split, int64_t index) { return set->split_targets[split][index]; }

@@ -24,7 +24,9 @@ bool trainer_evaluate(Trainer *trainer, const volatile sig_atomic_t *stop, Evalu
     return trainer_failed(trainer, &error, diag);
   const int64_t count = data_set_count(trainer->data, DATA_VALID);
   const float *scores = trainer->evaluate_outputs[trainer->output];
-  data_loader_seek(trainer->valid_loader, 0, 0);
+  /* after a whole round the loader stands at the first batch again, which may be ready by now */
+  if (trainer->valid_underway) data_loader_seek(trainer->valid_loader, 0, 0);
+  trainer->valid_underway = true;
   while (metrics.count < count && (stop == NULL || *stop == 0)) {
     DataBatch batch;
     if (!data_loader_next(trainer->valid_loader, &batch, diag)) return false;
@@ -34,6 +36,7 @@ bool trainer_evaluate(Trainer *trainer, const volatile sig_atomic_t *stop, Evalu
     metrics_add(&metrics, trainer->loss_op, scores, batch.targets, batch.count, trainer->classes);
     if (progress != NULL) progress(context, metrics.count, count);
   }
+  trainer->valid_underway = metrics.count < count;
   if (metrics.count > 0)
     *out_evaluation = (Evaluation){metrics.count, metrics.loss / (double)metrics.count,
                                    (double)metrics.correct / (double)metrics.count};

@@ -35,8 +35,8 @@ static OpCode loss_op(const Graph *graph, kiln_loss loss) {
   return graph->objective.loss != OP_INPUT ? graph->objective.loss : OP_CROSS_ENTROPY;
 }
 
-/* Which output is trained, and whether data and model go together. */
-static bool check_model(Trainer *trainer, Diag *diag) {
+/* Which output is trained, and by which loss. */
+static bool choose_output(Trainer *trainer, Diag *diag) {
   const Graph *graph = trainer->model->graph;
   Arena *arena = trainer->arena;
   const char *wanted = trainer->options.step.output;
@@ -56,15 +56,21 @@ static bool check_model(Trainer *trainer, Diag *diag) {
   trainer->loss_op = loss_op(graph, trainer->options.step.loss);
   trainer->options.step.loss = loss_number(trainer->loss_op);
   trainer->classes = shape->rank == 2 ? shape->dims[1] : 1;
+  if (shape->rank >= 1 && shape->rank <= 2 && shape->dims[0] == DIM_BATCH) return true;
+  return model_error(trainer, diag,
+                     arena_format(arena, "output '%s': expected a shape [N, classes] to train", output->name));
+}
+
+/* Whether data and model go together. */
+static bool check_data(Trainer *trainer, Diag *diag) {
+  const Graph *graph = trainer->model->graph;
+  Arena *arena = trainer->arena;
   const int64_t found = data_set_class_count(trainer->data);
   const bool single = trainer->classes == 1 && trainer->loss_op != OP_CROSS_ENTROPY;
-  if (shape->rank < 1 || shape->rank > 2 || shape->dims[0] != DIM_BATCH)
-    return model_error(trainer, diag,
-                       arena_format(arena, "output '%s': expected a shape [N, classes] to train", output->name));
   if (single ? found != 2 : found != trainer->classes)
     return model_error(trainer, diag,
-                       arena_format(arena, "output '%s' has %lld scores, but the data has %lld classes", output->name,
-                                    (long long)trainer->classes, (long long)found));
+                       arena_format(arena, "output '%s' has %lld scores, but the data has %lld classes",
+                                    trainer->options.step.output, (long long)trainer->classes, (long long)found));
   int64_t dims[3];
   data_set_dims(trainer->data, dims);
   const int64_t expected = shape_elements_per_image(&graph->inputs[0].shape);
@@ -131,10 +137,11 @@ static bool create_loaders(Trainer *trainer, Diag *diag) {
   const DataLoaderOptions valid = {.split = DATA_VALID, .batch = options->batch, .workers = options->workers};
   if ((trainer->train_loader = data_loader_create(trainer->data, &train, diag)) == NULL) return false;
   arena_defer(trainer->arena, destroy_loader, trainer->train_loader);
+  if (!data_loader_share(trainer->train_loader, trainer->step_context->pool, diag)) return false;
   if (data_set_count(trainer->data, DATA_VALID) == 0) return true;
   if ((trainer->valid_loader = data_loader_create(trainer->data, &valid, diag)) == NULL) return false;
   arena_defer(trainer->arena, destroy_loader, trainer->valid_loader);
-  return true;
+  return data_loader_share(trainer->valid_loader, trainer->inference_context->pool, diag);
 }
 
 /* Pointers to every input and output of the step; what the loader gives is set before each step. */
@@ -177,16 +184,20 @@ static bool bind_ports(Trainer *trainer, Diag *diag) {
   return model_error(trainer, diag, "internal: the training step lacks an input or output");
 }
 
-bool trainer_open(kiln_model *model, const DataSet *data, const TrainerOptions *options, Arena *arena, Diag *diag,
-                  Trainer **out_trainer) {
+bool trainer_compile(kiln_model *model, const TrainerOptions *options, Arena *arena, Diag *diag,
+                     Trainer **out_trainer) {
   Trainer *trainer = arena_new(arena, Trainer);
   trainer->arena = arena;
   trainer->model = model;
-  trainer->data = data;
   trainer->options = *options;
   *out_trainer = trainer;
-  return check_model(trainer, diag) && create_loaders(trainer, diag) && compile_programs(trainer, diag) &&
-         create_contexts(trainer, diag) && bind_ports(trainer, diag);
+  return choose_output(trainer, diag) && compile_programs(trainer, diag) && create_contexts(trainer, diag) &&
+         bind_ports(trainer, diag);
+}
+
+bool trainer_attach(Trainer *trainer, const DataSet *data, Diag *diag) {
+  trainer->data = data;
+  return check_data(trainer, diag) && create_loaders(trainer, diag);
 }
 
 int64_t trainer_batches(const Trainer *trainer) { return data_loader_batches(trainer->train_loader); }

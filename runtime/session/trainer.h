@@ -13,14 +13,14 @@
 typedef struct TrainerOptions {
   int64_t batch;
   bool keep_last;          /* train on the last batch of an epoch too when it is not full */
-  kiln_train_options step; /* loss and output resolved by trainer_open */
+  kiln_train_options step; /* loss and output resolved by trainer_compile */
   kiln_compile_options compile;
   double beta2, eps, weight_decay, clip_norm; /* clip_norm is used when step.clip is set */
   int64_t accumulate;                         /* batches for an update */
   uint64_t seed;                              /* of order, augmentation and dropout */
   const Augment *augment;                     /* NULL: none */
   uint32_t threads;
-  int64_t workers;          /* of each loader */
+  int64_t workers;          /* of each loader; 0: the step's threads fill its batches in between */
   const char *const *stats; /* patterns of values whose statistics every step gives */
   size_t stats_count;
 } TrainerOptions;
@@ -28,9 +28,10 @@ typedef struct TrainerOptions {
 typedef struct Trainer Trainer;
 
 /* Compiles and allocates. The model's parameters have values; it is changed by trainer_store only, but must not be used
- * otherwise as long as the trainer lives, which is as long as `arena`. Reports data that does not fit the model. */
-bool trainer_open(kiln_model *model, const DataSet *data, const TrainerOptions *options, Arena *arena, Diag *diag,
-                  Trainer **out_trainer);
+ * otherwise as long as the trainer lives, which is as long as `arena`. */
+bool trainer_compile(kiln_model *model, const TrainerOptions *options, Arena *arena, Diag *diag, Trainer **out_trainer);
+/* Gives the compiled trainer its data, once and before everything else. Reports data that does not fit the model. */
+bool trainer_attach(Trainer *trainer, const DataSet *data, Diag *diag);
 
 /* Batches of an epoch, and groups with a learning rate of their own. */
 int64_t trainer_batches(const Trainer *trainer);

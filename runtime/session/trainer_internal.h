@@ -17,6 +17,7 @@ struct Trainer {
   kiln_context *step_context, *inference_context;
   kiln_state *state;
   DataLoader *train_loader, *valid_loader; /* valid_loader: NULL without pictures for validation */
+  bool valid_underway;                     /* valid_loader may not stand at its first batch */
 
   size_t groups;
   const void **inputs; /* of the step, in table order */

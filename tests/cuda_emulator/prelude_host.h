@@ -102,6 +102,19 @@ DEV u32 pack_f16(float low, float high) { return (u32)f2h(low) | (u32)f2h(high) 
 
 DEV void load4(float *values, const float *from) { memcpy(values, __builtin_assume_aligned(from, 16), 16); }
 DEV void store4(float *to, const float *values) { memcpy(__builtin_assume_aligned(to, 16), values, 16); }
+#define KILN_VECTORS(name, read, write)                                                            \
+  DEV void load4_##name(float *values, const u16 *from) {                                         \
+    u16 bits[4];                                                                                  \
+    memcpy(bits, __builtin_assume_aligned(from, 8), 8);                                           \
+    for (int i = 0; i < 4; i++) values[i] = read(bits[i]);                                        \
+  }                                                                                               \
+  DEV void store4_##name(u16 *to, const float *values) {                                          \
+    u16 bits[4];                                                                                  \
+    for (int i = 0; i < 4; i++) bits[i] = write(values[i]);                                       \
+    memcpy(__builtin_assume_aligned(to, 8), bits, 8);                                             \
+  }
+KILN_VECTORS(bf16, bf2f, f2bf)
+KILN_VECTORS(f16, h2f, f2h)
 DEV u32 atomic_add_u32(u32 *counter, u32 value) {
   const u32 old = *counter;
   *counter = old + value;

@@ -1,10 +1,9 @@
 /* Pictures and .npy arrays, told apart by their first bytes. */
 #include <string.h>
 
+#include "fuzz.h"
 #include "session/npy.h"
 #include "session/picture.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static bool parse(const uint8_t *data, size_t size, Arena *arena, Diag *diag) {
   if (size > 0 && data[0] == 0x93) {
@@ -27,15 +26,5 @@ static bool too_large(const uint8_t *data, size_t size) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  Arena *arena = too_large(data, size) ? NULL : arena_create(NULL);
-  if (!arena) return 0;
-  jmp_buf point;
-  arena_on_failure(arena, &point);
-  if (setjmp(point) == 0) {
-    Diag *diag = diag_create(arena);
-    if (parse(data, size, arena, diag) != (diag_error_count(diag) == 0)) __builtin_trap();
-    diag_text(diag, arena);
-  }
-  arena_destroy(arena);
-  return 0;
+  return too_large(data, size) ? 0 : fuzz_parse(parse, data, size);
 }
