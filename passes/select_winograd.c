@@ -338,9 +338,11 @@ static void offer_tiles(CandidateList *list, Graph *graph, Node *node, const Pas
   const char *name = arena_format(graph->arena, "halves in tile registers, %d rows an item", (int)choice.row_chunk);
   candidates_add(list, name, choice, TILES_PLAN);
   const bool chosen = tiles < least_gain * cost;
-  node_decide(graph, node, "select", chosen ? name : "without tile registers", chosen ? NULL : name,
-              chosen ? "Error of an output is at most 512 u sum|a||b|, measured 25; --precision default excludes it."
-                     : "The gain is too small.");
+  node_decide(
+      graph, node, "select", chosen ? name : "without tile registers", chosen ? NULL : name,
+      chosen ? "Error of an output is at most 512 u sum|a||b|, measured 480 over the root of the products' number; "
+               "--precision default excludes it."
+             : "The gain is too small.");
   Decision *decision = node->decisions;
   while (decision->next) decision = decision->next;
   decision->cost = rint(chosen ? tiles : cost);

@@ -236,6 +236,21 @@ expect 0 '' $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetenso
 expect 0 '' $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors -o libsecond.so
 cmp libfirst.so libsecond.so || fail "two builds differ"
 cmp first.h second.h || fail "two headers differ"
+# what fast precision may use besides, where the processor has it: convolutions of whole panels of channels
+cat >panels.json <<'JSON'
+{ "kiln": 1, "name": "panels", "inputs": { "image": { "shape": ["N", 3, 40, 32] } },
+  "layers": [ { "op": "conv2d", "out_channels": 64, "kernel": 3, "padding": 1 }, { "op": "relu" },
+              { "op": "conv2d", "out_channels": 128, "kernel": 3, "padding": 1 }, { "op": "relu" },
+              { "op": "conv2d", "name": "y", "out_channels": 96, "kernel": 3, "stride": 2 } ] }
+JSON
+expect 0 '' $kiln init panels.json --seed 3 -o panels.safetensors
+expect 0 '' $kiln run panels.json --weights panels.safetensors --input image=scene.png --precision fast --outputs jit_fast.safetensors
+expect 0 'libpanels\.so' $kiln compile panels.json --weights panels.safetensors --precision fast -o libpanels.so
+expect 0 '' $kiln run libpanels.so --input image=scene.png --outputs library_fast.safetensors
+cmp jit_fast.safetensors library_fast.safetensors || fail "library and jit differ in fast precision"
+if grep -qw amx_bf16 /proc/cpuinfo; then
+  expect 0 'halves in tile registers' $kiln explain panels.json --precision fast
+fi
 for level in x86-64-v2 x86-64-v3 x86-64-v4; do
   expect 0 "$level" $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors --cpu $level -o lib$level.so
 done

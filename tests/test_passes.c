@@ -293,8 +293,8 @@ static void a_long_chain_compiles(void **state) {
 
 /* --- tile registers ----------------------------------------------------------------------------------- */
 
-static Algorithm algorithm_of(Fixture *fixture, const char *filter, const char *attrs, int64_t filters,
-                                    bool tiles, Precision precision) {
+static Algorithm algorithm_of(Fixture *fixture, const char *filter, const char *attrs, int64_t filters, bool tiles,
+                              Precision precision) {
   const char *text = arena_format(fixture->arena,
                                   "graph \"one\" {\n  input %%x : f32[N,256,14,14]\n"
                                   "  parameter %%w : f32[%s]\n"

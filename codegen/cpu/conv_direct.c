@@ -24,7 +24,13 @@
 #include "ride.h"
 #include "work.h"
 
-enum { CHANNEL_UNROLL = 2, PLAIN_CHANNEL_BLOCK = 16, MAX_SKIP_TILES = 4, LINE_ELEMENTS = 16 /* of a cache line */ };
+enum {
+  CHANNEL_UNROLL = 2,
+  PLAIN_CHANNEL_BLOCK = 16,
+  MAX_SKIP_TILES = 4,
+  MAX_ADDRESSES = 8,
+  LINE_ELEMENTS = 16 /* of a cache line */
+};
 
 typedef struct Direct {
   Emit *emit;
@@ -500,15 +506,17 @@ static bool put_rows_outside(const Direct *direct) {
          is_far(direct, shape->channels * shape->height * shape->width);
 }
 
-/* Where tiles of parts of a row would be at least a fifth more, tiles go across rows. */
+/* Where tiles of parts of a row would be at least a fifth more, tiles go across rows: unless the places of their
+ * pixels, an address each where the input has gaps, would not fit the registers of addresses. */
 static void choose_across(Direct *direct) {
   const ConvShape *shape = &direct->shape;
   const PlanKernel *kernel = direct->kernel;
   int64_t limit = direct->tile_pixels / direct->tile_rows, height = shape->out_height, width = shape->out_width;
   int64_t in_rows = ceil_div(height, direct->tile_rows) * ceil_div(width, limit);
-  direct->across = !direct->skips && 5 * in_rows >= 6 * ceil_div(height * width, direct->tile_pixels);
   direct->packed_input = shape->kernel_height == 1 && shape->kernel_width == 1 && shape->stride_height == 1 &&
                          shape->stride_width == 1 && shape->height == height && is_packed(direct->input, height, width);
+  direct->across = !direct->skips && 5 * in_rows >= 6 * ceil_div(height * width, direct->tile_pixels) &&
+                   (direct->packed_input || direct->tile_pixels <= MAX_ADDRESSES);
   direct->packed_output = is_packed(direct->output, height, width);
   for (int32_t i = kernel->op_input_count; i < kernel->input_count; i++)
     direct->packed_output = direct->packed_output && is_packed(&kernel->inputs[i], height, width);

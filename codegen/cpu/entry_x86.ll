@@ -4,9 +4,9 @@
 ; 7. The last ones are those of tile registers, for which a program on Linux has to ask.
 @$_needs = internal constant { i32, i32, i32, i32, i32 } zeroinitializer
 
-define internal { i32, i32, i32, i32 } @$_cpuid(i32 %leaf) {
+define internal { i32, i32, i32, i32 } @$_cpuid(i32 %leaf, i32 %part) {
   %registers = call { i32, i32, i32, i32 } asm sideeffect "cpuid",
-    "={ax},={bx},={cx},={dx},0,2,~{dirflag},~{fpsr},~{flags}"(i32 %leaf, i32 0)
+    "={ax},={bx},={cx},={dx},0,2,~{dirflag},~{fpsr},~{flags}"(i32 %leaf, i32 %part)
   ret { i32, i32, i32, i32 } %registers
 }
 
@@ -18,17 +18,17 @@ entry:
   %need.extended = extractvalue { i32, i32, i32, i32, i32 } %needs, 2
   %need.saved = extractvalue { i32, i32, i32, i32, i32 } %needs, 3
   %need.tiles = extractvalue { i32, i32, i32, i32, i32 } %needs, 4
-  %leaf.0 = call { i32, i32, i32, i32 } @$_cpuid(i32 0)
+  %leaf.0 = call { i32, i32, i32, i32 } @$_cpuid(i32 0, i32 0)
   %last_leaf = extractvalue { i32, i32, i32, i32 } %leaf.0, 0
-  %leaf.1 = call { i32, i32, i32, i32 } @$_cpuid(i32 1)
+  %leaf.1 = call { i32, i32, i32, i32 } @$_cpuid(i32 1, i32 0)
   %have.1 = extractvalue { i32, i32, i32, i32 } %leaf.1, 2
-  %leaf.extended = call { i32, i32, i32, i32 } @$_cpuid(i32 u0x80000001)
+  %leaf.extended = call { i32, i32, i32, i32 } @$_cpuid(i32 u0x80000001, i32 0)
   %have.extended = extractvalue { i32, i32, i32, i32 } %leaf.extended, 2
   %has.7 = icmp uge i32 %last_leaf, 7
   br i1 %has.7, label %read.7, label %after.7
 
 read.7:
-  %leaf.7 = call { i32, i32, i32, i32 } @$_cpuid(i32 7)
+  %leaf.7 = call { i32, i32, i32, i32 } @$_cpuid(i32 7, i32 0)
   %read.7.bits = extractvalue { i32, i32, i32, i32 } %leaf.7, 1
   %read.tiles = extractvalue { i32, i32, i32, i32 } %leaf.7, 3
   br label %after.7
@@ -67,7 +67,14 @@ after.saved:
 
 instructions:
   %uses_tiles = icmp ne i32 %need.tiles, 0
-  br i1 %uses_tiles, label %ask, label %fit
+  br i1 %uses_tiles, label %halves, label %fit
+
+halves:
+  %leaf.7.1 = call { i32, i32, i32, i32 } @$_cpuid(i32 7, i32 1)
+  %conversions = extractvalue { i32, i32, i32, i32 } %leaf.7.1, 0
+  %avx512_bf16 = and i32 %conversions, 32           ; bit 5
+  %converts = icmp ne i32 %avx512_bf16, 0
+  br i1 %converts, label %ask, label %unfit
 
 ask:
   ; arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); asking again does no harm
