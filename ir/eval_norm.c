@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "eval.h"
+#include "work.h"
 
 /* A value [N, C, …] as N × C runs of `inner` elements. */
 static int64_t run_length(const Shape *shape) {
@@ -49,6 +50,23 @@ void eval_batch_norm(const Node *node, const EvalTensor *const *inputs, EvalTens
 void eval_normalize(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
   for (int64_t c = 0; c < output->shape.dims[1]; c++) {
     normalize_channel(inputs[0], c, node->attrs.mean.values[c], 1 / node->attrs.std.values[c], 0, output);
+  }
+}
+
+void eval_plane_moments(const Node *node, const EvalTensor *const *inputs, EvalTensor *output) {
+  const Shape *shape = &inputs[0]->shape;
+  const int64_t parts = output->shape.dims[2], height = shape->dims[2], width = shape->dims[3];
+  const int64_t rows = moment_rows(height, parts);
+  (void)node;
+  for (int64_t i = 0; i < shape->dims[0] * shape->dims[1] * parts; i++) {
+    const int64_t first = i % parts * rows, last = first + rows < height ? first + rows : height;
+    const double *begin = inputs[0]->data + (i / parts * height + first) * width, *end = begin + (last - first) * width;
+    double sum = 0, squares = 0;
+    for (const double *x = begin; x < end; x++) sum += *x;
+    const double mean = sum / (double)(end - begin);
+    for (const double *x = begin; x < end; x++) squares += (*x - mean) * (*x - mean);
+    output->data[2 * i] = mean;
+    output->data[2 * i + 1] = squares;
   }
 }
 

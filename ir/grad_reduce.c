@@ -116,6 +116,7 @@ bool grad_bce_with_logits(GradContext *context, Node *node, Node *gradient, Node
 
 REFUSED(argmax, "its values are integers")
 REFUSED(batch_stats, "statistics of a batch are kept, not trained through")
+REFUSED(plane_moments, "statistics of a batch are kept, not trained through")
 REFUSED(bn_update, "running statistics are kept, not trained through")
 REFUSED(stats_partial, "statistics of a hook are looked at, not trained through")
 REFUSED(stats_final, "statistics of a hook are looked at, not trained through")

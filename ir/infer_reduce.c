@@ -1,5 +1,6 @@
 /* Shape rules of reductions and losses. Sums, means and maxima over the batch drop it; nothing else may. */
 #include "infer.h"
+#include "work.h"
 
 static bool begin_float(const Node *node, Diag *diag) {
   return infer_begin(node, diag) && infer_expect_type(node, 0, "input", DTYPE_F32, diag);
@@ -79,7 +80,34 @@ static bool expect_channels(const Node *node, int32_t index, Diag *diag) {
 
 bool infer_batch_stats(Node *node, Diag *diag) {
   if (!infer_begin(node, diag) || !expect_channels(node, 0, diag)) return false;
-  return infer_finish(node, DTYPE_F32, (Shape){2, {2, node->inputs[0]->shape.dims[1]}}, diag);
+  const Shape *x = &node->inputs[0]->shape;
+  if (node->op_input_count > 1) {
+    if (!infer_expect_type(node, 1, "moments", DTYPE_F32, diag) || !infer_expect_rank(node, 1, "moments", 4, diag))
+      return false;
+    const Shape *moments = &node->inputs[1]->shape;
+    const int64_t parts = moments->dims[2];
+    if (x->rank != 4 || !moment_parts_fit(x->dims[2], parts) ||
+        !shape_equal(moments, &(Shape){4, {x->dims[0], x->dims[1], parts, 2}})) {
+      return node_error(diag, node, "moments of %s expect shape [N,C,parts,2], found %s", shape_text(x).text,
+                        shape_text(moments).text);
+    }
+  }
+  return infer_finish(node, DTYPE_F32, (Shape){2, {2, x->dims[1]}}, diag);
+}
+
+bool infer_plane_moments(Node *node, Diag *diag) {
+  if (!infer_begin(node, diag) || !infer_expect_type(node, 0, "input", DTYPE_F32, diag) ||
+      !infer_expect_rank(node, 0, "input", 4, diag)) {
+    return false;
+  }
+  const Shape *x = &node->inputs[0]->shape;
+  const int64_t parts = node->attrs.parts > 0 ? node->attrs.parts : 1;
+  if (!moment_parts_fit(x->dims[2], parts)) {
+    return node_error(diag, node,
+                      "parts expects a number of equal runs of rows, the last one not empty, found %lld of %lld",
+                      (long long)parts, (long long)x->dims[2]);
+  }
+  return infer_finish(node, DTYPE_F32, (Shape){4, {x->dims[0], x->dims[1], parts, 2}}, diag);
 }
 
 bool infer_bn_update(Node *node, Diag *diag) {

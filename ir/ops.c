@@ -46,7 +46,7 @@ static const OpInfo infos[OP_COUNT] = {
 /* Made by Kiln itself; no layer of a description may be one. */
 static const bool internal[OP_COUNT] = {
     [OP_INPUT] = true,       [OP_PARAMETER] = true, [OP_CONVERT] = true,
-    [OP_BATCH_STATS] = true, [OP_BN_UPDATE] = true, [OP_BN_SCALE] = true,
+    [OP_BATCH_STATS] = true, [OP_PLANE_MOMENTS] = true, [OP_BN_UPDATE] = true, [OP_BN_SCALE] = true,
     [OP_STATS_PARTIAL] = true, [OP_STATS_FINAL] = true,
     [OP_FULL] = true,
     [OP_SLICE] = true,

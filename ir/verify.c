@@ -341,10 +341,10 @@ static bool check_storage(const Verifier *verifier, const Node *node) {
 /* A hosted reduction leaves a row per item of its host. */
 static bool check_hosted(const Verifier *verifier, const Node *node) {
   if (!node->hosted) return true;
-  if (node->op != OP_STATS_PARTIAL)
+  if (node->op != OP_STATS_PARTIAL && node->op != OP_PLANE_MOMENTS)
     return broken(verifier, node, "hosted", "no kernel can compute this operation besides its own");
   const Node *host = node->inputs[0];
-  const int64_t parts = work_parts(host);
+  const int64_t parts = node->op == OP_PLANE_MOMENTS ? work_moment_parts(host) : work_parts(host);
   if (!node_has_kernel(host) || parts == 0)
     return broken(verifier, node, "hosted", "the kernel of %%%u cannot compute reductions", host->id);
   if (node->attrs.parts != parts) {

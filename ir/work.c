@@ -4,9 +4,11 @@
 #include "winograd.h"
 
 enum {
-  PART_ELEMENTS = 512,    /* fewer cost more to begin and to end than to reduce */
-  ROW_ELEMENTS = 4096,    /* of an item of rows */
-  FREE_ELEMENTS = 1 << 18 /* of a part that is no item */
+  PART_ELEMENTS = 512,     /* fewer cost more to begin and to end than to reduce */
+  ROW_ELEMENTS = 4096,     /* of an item of rows */
+  FREE_ELEMENTS = 1 << 18, /* of a part that is no item */
+  MOMENT_ELEMENTS = 128,   /* of a part of a plane: f32 sums of so many, of neighbours first, lose little */
+  MOMENT_PLANE = 32        /* smaller planes are read again sooner than their moments are written and read */
 };
 
 DirectWork work_direct(const Shape *output, int32_t output_block, int32_t filter_block, int64_t groups,
@@ -98,4 +100,18 @@ int64_t work_parts(const Node *node) {
   const int64_t parts = parts_of(node), elements = shape_elements_per_image(&node->shape);
   const int64_t images = shape_batched(&node->shape) || parts == 0 ? 1 : node->shape.dims[0];
   return parts > 0 && elements / images / parts >= PART_ELEMENTS ? parts : 0;
+}
+
+int64_t moment_rows(int64_t height, int64_t parts) { return ceil_div(height, parts); }
+
+bool moment_parts_fit(int64_t height, int64_t parts) {
+  return parts > 0 && parts <= height && ceil_div(height, moment_rows(height, parts)) == parts;
+}
+
+int64_t work_moment_parts(const Node *node) {
+  if (node->op != OP_CONV2D || node->dtype != DTYPE_F32 || node->layout.kind != LAYOUT_BATCH_BLOCK) return 0;
+  const int64_t height = node->shape.dims[2], width = node->shape.dims[3];
+  if (height * width < MOMENT_PLANE || node->choice.algorithm == ALGORITHM_REFERENCE) return 0;
+  const int64_t parts = ceil_div(height, ceil_div(MOMENT_ELEMENTS, width));
+  return ceil_div(height, moment_rows(height, parts)); /* rounding the rows up may have made the last one empty */
 }

@@ -9,6 +9,13 @@
  * layouts and choices. */
 int64_t work_parts(const Node *node);
 
+/* Parts of the plane_moments that the kernel of `node` can leave besides; 0: it cannot. Requires layouts. */
+int64_t work_moment_parts(const Node *node);
+/* Rows of each part of a plane but the last one, which may have fewer. */
+int64_t moment_rows(int64_t height, int64_t parts);
+/* Whether no part is empty. */
+bool moment_parts_fit(int64_t height, int64_t parts);
+
 /* The parts of a convolution's division that its kernel needs as well. */
 typedef struct DirectWork {
   int64_t units;       /* groups of blocks of output channels */

@@ -54,6 +54,7 @@ bool test_program_compile(TestProgram *program, const char *isa, const char *dis
   program->device = NULL;
   program->graph = graph_clone(program->source, arena);
   if (!cpu_target(isa, NULL, arena, program->diag, &program->target)) return fail(program, "unknown target");
+  if (program->l2_bytes > 0) program->target.l2_bytes = program->l2_bytes;
   Arena *scratch = arena_create(NULL);
   const PassOptions options = {
       .target = &program->target, .precision = precision, .disabled = disabled, .scratch = scratch};
@@ -195,6 +196,7 @@ static char *operand_address(const Home *home, const kiln_operand *operand) {
 
 static size_t operand_bytes(const PlanTensor *tensor, int64_t batch) {
   if (!shape_batched(&tensor->shape)) return (size_t)tensor->storage.bytes;
+  if (tensor->layout.kind == LAYOUT_BATCH_BLOCK) batch = round_up(batch, tensor->layout.block);
   return (size_t)(tensor->storage.bytes * batch - tensor->storage.delta); /* part of a larger value: up to its end */
 }
 

@@ -34,6 +34,7 @@ typedef struct TestProgram {
   Plan *plan;
   const struct kiln_program *program;
   TensorList parameters, inputs; /* set by the caller or by test_fill */
+  int64_t l2_bytes;              /* what the passes take the second-level cache for; 0: what it is */
   const TestDevice *device;      /* NULL: this processor */
 } TestProgram;
 

@@ -200,6 +200,7 @@ static bool is_refused(OpCode op) {
     case OP_GRID_SAMPLE_GRAD_INPUT:
     case OP_GRID_SAMPLE_GRAD_THETA:
     case OP_BATCH_STATS:
+    case OP_PLANE_MOMENTS:
     case OP_BN_UPDATE:
     case OP_SGD_STEP:
     case OP_ADAM_STEP:

@@ -352,7 +352,7 @@ static void test_op_names(void **state) {
   }
   /* sources and what passes make; backward ops; ends of training steps; a gradient for each element-wise op of one
    * operand */
-  assert_int_equal(count, OP_COUNT - 8 - 18 - 4 - 12);
+  assert_int_equal(count, OP_COUNT - 9 - 18 - 4 - 12);
   assert_int_equal(op_find("bn_scale"), OP_BN_SCALE);
   assert_int_equal(op_find("conv"), OP_COUNT);
 }

@@ -43,6 +43,29 @@ Value batch_in_order(Emit *emit, Value value);
 /* Adds the lanes of each of `count` ≤ lanes vectors, which change: lane i of the result is the sum of vector i. */
 Value batch_sum_lanes(Emit *emit, Value *vectors, int32_t count, int32_t lanes);
 
+/* --- moments of planes ------------------------------------------------------------------------------- */
+/* A kernel that makes batch-blocked planes row by row leaves their plane_moments besides, if they are asked for. Some
+ * channels' sums are taken at a time, in the thread's scratch memory. */
+typedef struct PlaneMoments {
+  Emit *emit;
+  const PlanTensor *tensor; /* NULL: they are not asked for */
+  Value base, memory;
+  int32_t lanes;
+  int64_t parts, rows, height, width; /* rows of each part but the last one */
+} PlaneMoments;
+
+/* `*scratch_bytes`: what the kernel itself uses; room for `channels` at a time is added. */
+PlaneMoments moments_open(Emit *emit, int64_t channels, int64_t *scratch_bytes);
+/* Rows [begin, end) of a part. */
+void moments_rows(const PlaneMoments *moments, Value part, Value *out_begin, Value *out_end);
+/* Elements of `channels` adjacent channels × `columns`, channel by channel. They are the first ones of their part when
+ * `starts`, an i1, holds; NULL: they are not. */
+void moments_take(const PlaneMoments *moments, const Value *elements, int64_t channels, int64_t columns, Value starts);
+/* The part of the channels that begin with `channel` is done. */
+void moments_store(const PlaneMoments *moments, int64_t channels, Value block, Value channel, Value part);
+/* Σ(x − shift) and Σ(x − shift)² over all images, doubles, from the moments of x, which are input `input`. */
+void moments_add_up(Emit *emit, const PlanTensor *x, int32_t input, Value channel, Value *out_shift, Value *out_sums);
+
 /* --- kernels ----------------------------------------------------------------------------------------- */
 typedef bool BatchKernel(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 BatchKernel batch_conv2d, batch_conv_transpose2d, batch_conv2d_grad_weight;

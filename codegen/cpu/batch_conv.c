@@ -31,6 +31,7 @@ typedef struct Nest {
   Split tiles; /* of a group's filters */
   int64_t columns_most;
   bool wide; /* sums are doubles */
+  PlaneMoments moments;
 } Nest;
 
 /* Along one axis: tap t of output q of a class reads the source at q·scale + first + t·delta, when that is inside. */
@@ -52,6 +53,7 @@ typedef struct Tile {
   bool edge;
   int64_t first; /* at an edge: number of the first column within its class */
   Value *sums;   /* [filter][column] */
+  Value starts;  /* i1: it is the first one of its rows; NULL: it is not */
 } Tile;
 
 /* --- sums -------------------------------------------------------------------------------------------- */
@@ -299,14 +301,17 @@ static void add_taps(const Nest *nest, const Class *class, const Tile *tile, Val
 static void store_tile(const Nest *nest, const Class *class, const Tile *tile, const Value *index) {
   Emit *emit = nest->emit;
   const PlanTensor *output = &nest->kernel->output;
+  Value *elements = arena_array(emit->arena, (size_t)(tile->filters * tile->columns), Value);
   for (int64_t filter = 0; filter < tile->filters; filter++)
     for (int64_t column = 0; column < tile->columns; column++) {
       const Value at[SHAPE_MAX_RANK] = {index[0], emit_add_int(emit, index[1], filter), index[2],
                                         emit_add_int(emit, index[3], column * class->columns.out_step)};
       Value sum = emit_get(emit, sum_type(nest), tile->sums[filter * tile->columns + column]);
       if (nest->wide) sum = wide_to_float(emit, sum, nest->lanes);
-      emit_store(emit, emit->output, emit_offset(emit, output, at), emit_epilogue(emit, sum, at, nest->lanes));
+      Value element = elements[filter * tile->columns + column] = emit_epilogue(emit, sum, at, nest->lanes);
+      emit_store(emit, emit->output, emit_offset(emit, output, at), element);
     }
+  moments_take(&nest->moments, elements, tile->filters, tile->columns, tile->starts);
 }
 
 /* --- a unit of work ---------------------------------------------------------------------------------- */
@@ -351,6 +356,10 @@ static void emit_class(const Nest *nest, const Class *class, const Unit *unit, i
     int64_t run = 1, last = i < columns.wide ? columns.wide : columns.tiles;
     while (!tile.edge && i + run < last && all_inside(axis, first + run * tile.columns, tile.columns)) run++;
     EmitLoop at = emit_loop_count(emit, run, 1, "tile");
+    if (first == 0 && nest->moments.tensor != NULL) {
+      Value first_row = emit_equal(emit, row.index, begin);
+      tile.starts = emit_and(emit, first_row, emit_equal(emit, at.index, emit_int(emit, 0)));
+    }
     emit_tile(nest, class, unit, &tile, row.index,
               emit_add_int(emit, emit_mul_int(emit, at.index, tile.columns), first));
     emit_loop_end(emit, &at);
@@ -369,7 +378,17 @@ static void emit_unit(const Nest *nest, const Class *classes, int count, const U
                       int64_t parts) {
   Emit *emit = nest->emit;
   Value next = emit_add_int(emit, part, 1);
-  for (int i = 0; i < count; i++)
+  if (nest->moments.tensor != NULL) {
+    const int64_t pieces = nest->moments.parts;
+    EmitLoop piece = emit_loop_begin(emit, part_start(emit, pieces, part, parts),
+                                     part_start(emit, pieces, next, parts), 1, "piece");
+    Value begin, end;
+    moments_rows(&nest->moments, piece.index, &begin, &end);
+    emit_class(nest, &classes[0], unit, filters, begin, end);
+    moments_store(&nest->moments, filters, unit->block, output_channel(nest, unit), piece.index);
+    emit_loop_end(emit, &piece);
+  }
+  for (int i = 0; i < count && nest->moments.tensor == NULL; i++)
     emit_class(nest, &classes[i], unit, filters, part_start(emit, classes[i].rows.outputs, part, parts),
                part_start(emit, classes[i].rows.outputs, next, parts));
   if (nest->kernel->output.shape.rank != 4) return;
@@ -403,9 +422,12 @@ static bool emit_nest(Nest *nest, const Class *classes, int count, KernelWork *o
   choose_tiles(nest, classes[0].columns.outputs);
   int64_t parts = ceil_div(MIN_UNITS, nest->groups * nest->tiles.tiles);
   if (parts > least) parts = least > 0 ? least : 1;
+  int64_t scratch = scratch_bytes(nest);
+  nest->moments = moments_open(emit, nest->tiles.narrow + (nest->tiles.wide > 0), &scratch);
+  if (nest->moments.tensor != NULL && parts > nest->moments.parts) parts = nest->moments.parts;
   const int64_t extents[4] = {1, nest->groups, nest->tiles.tiles, parts};
   *out_work = work_per_image(nest->kernel->output.shape.dims[0], extents[1] * extents[2] * extents[3]);
-  out_work->scratch_bytes = scratch_bytes(nest);
+  out_work->scratch_bytes = scratch;
 
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "unit");
   Value digits[4];

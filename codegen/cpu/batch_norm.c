@@ -213,9 +213,14 @@ bool batch_batch_stats(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   const PlanTensor *x = &kernel->inputs[0];
   *out_work = (KernelWork){.items = x->shape.dims[1]};
   EmitLoop channel = emit_loop_begin(emit, emit->begin, emit->end, 1, "channel");
-  Value shift = near_mean(emit, kernel, channel.index), sums[2];
-  Moments moments = {kernel, emit_splat(emit, shift, x->layout.block)};
-  sum_channel(emit, kernel, 2, moment_quantities, &moments, channel.index, sums);
+  Value shift, sums[2];
+  if (kernel->op_input_count > 1) {
+    moments_add_up(emit, x, 1, channel.index, &shift, sums);
+  } else {
+    shift = near_mean(emit, kernel, channel.index);
+    Moments moments = {kernel, emit_splat(emit, shift, x->layout.block)};
+    sum_channel(emit, kernel, 2, moment_quantities, &moments, channel.index, sums);
+  }
   Value count = count_values(emit, kernel), distance = emit_fdiv(emit, sums[0], count), results[2];
   results[0] = emit_fadd(emit, wide_from_float(emit, shift, 1), distance);
   results[1] = emit_fsub(emit, emit_fdiv(emit, sums[1], count), emit_fmul(emit, distance, distance));

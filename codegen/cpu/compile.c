@@ -267,8 +267,12 @@ static void load_arguments(Emit *emit) {
   emit->scratch = LLVMBuildGEP2(emit->builder, LLVMInt8TypeInContext(emit->context), scratch, &distance, 1, "scratch");
 }
 
-/* Every item leaves a row. */
-static bool reductions_fit(const PlanKernel *kernel, const KernelWork *work) {
+/* Every item leaves a row; moments of planes have no rows, and are made by batch-blocked convolutions. */
+static bool reductions_fit(const Emit *emit, const PlanKernel *kernel, const KernelWork *work) {
+  if (kernel->reduction_count == 0) return true;
+  if (kernel->reductions[0].op == OP_PLANE_MOMENTS)
+    return kernel->reduction_count == 1 && kernel->op == OP_CONV2D && batch_block(kernel) > 0;
+  if (emit->riding == NULL) return false;
   for (int32_t i = 0; i < kernel->reduction_count; i++) {
     const Shape *shape = &kernel->reductions[i].output.shape;
     const bool batched = shape_batched(shape);
@@ -303,7 +307,7 @@ static bool build_kernel(Unit *unit) {
   if (emitter == NULL) return internal_error(unit, "code generation", "the op has no code");
   bool batched = batch_block(unit->kernel) > 0;
   if (!(batched ? batch_emit : emitter)(&emit, unit->kernel, &unit->work, unit->diag)) return false;
-  if (unit->kernel->reduction_count > 0 && (emit.riding == NULL || !reductions_fit(unit->kernel, &unit->work)))
+  if (!reductions_fit(&emit, unit->kernel, &unit->work))
     return internal_error(unit, "code generation", "the kernel does not compute reductions, or has other items");
   assert(unit->work.items >= 0 && unit->work.items_per_batch >= 0 && unit->work.scratch_bytes >= 0);
   LLVMBuildRetVoid(emit.builder);

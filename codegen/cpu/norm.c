@@ -1,7 +1,9 @@
 /* Normalisation of plain values [N, C, …] and the statistics of a batch. Statistics are taken in two passes, the mean
  * first, in double. */
+#include "conv.h"
 #include "runs.h"
 #include "wide.h"
+#include "work.h"
 
 /* --- statistics -------------------------------------------------------------------------------------- */
 
@@ -61,6 +63,47 @@ bool cpu_batch_stats(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
   }
   emit_loop_end(emit, &item);
   *out_work = (KernelWork){.items = kernel->inputs[0].shape.dims[1]};
+  return true;
+}
+
+/* Σx of the rows [begin, end) of an image's plane, or Σ(x − mean)². */
+static Value sum_rows(Emit *emit, const PlanTensor *x, const Value *place, Value begin, Value end, Value mean) {
+  Reduction reduction = reduction_begin(emit, false, 1);
+  EmitLoop row = emit_loop_begin(emit, begin, end, 1, "row");
+  EmitLoop column = emit_loop_count(emit, x->shape.dims[3], 1, "column");
+  const Value index[SHAPE_MAX_RANK] = {place[0], place[1], row.index, column.index};
+  Value value = emit_load(emit, emit->inputs[0], emit_offset_element(emit, x, index), 1);
+  value = wide_from_float(emit, value, 1);
+  if (mean != NULL) {
+    value = emit_fsub(emit, value, mean);
+    value = emit_fmul(emit, value, value);
+  }
+  reduction_add(emit, &reduction, value, 1);
+  emit_loop_end(emit, &column);
+  emit_loop_end(emit, &row);
+  return reduction_end(emit, &reduction);
+}
+
+bool cpu_plane_moments(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
+  (void)diag;
+  const PlanTensor *x = &kernel->inputs[0];
+  const int64_t height = x->shape.dims[2], parts = kernel->output.shape.dims[2], rows = moment_rows(height, parts);
+  const int64_t extents[3] = {1, x->shape.dims[1], parts};
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "part");
+  Value place[3];
+  emit_split(emit, item.index, 3, extents, place);
+  Value begin = emit_mul_int(emit, place[2], rows);
+  Value end = emit_min(emit, emit_add_int(emit, begin, rows), emit_int(emit, height));
+  Value count = wide_from_int(emit, emit_mul_int(emit, emit_sub(emit, end, begin), x->shape.dims[3])), value[2];
+  value[0] = emit_fdiv(emit, sum_rows(emit, x, place, begin, end, NULL), count);
+  value[1] = sum_rows(emit, x, place, begin, end, value[0]);
+  for (int i = 0; i < 2; i++) {
+    Value index[SHAPE_MAX_RANK] = {place[0], place[1], place[2], emit_int(emit, i)};
+    Value result = emit_epilogue(emit, wide_to_float(emit, value[i], 1), index, 1);
+    emit_store(emit, emit->output, emit_offset_element(emit, &kernel->output, index), result);
+  }
+  emit_loop_end(emit, &item);
+  *out_work = work_per_image(kernel->output.shape.dims[0], extents[1] * extents[2]);
   return true;
 }
 

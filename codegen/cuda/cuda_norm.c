@@ -3,6 +3,7 @@
 #include "base/checked.h"
 #include "cuda_emit.h"
 #include "cuda_reduce.h"
+#include "work.h"
 
 /* A vector [C] as something that broadcasts over dimension 1 of a value of this rank. */
 static PlanTensor along_channels(const PlanTensor *vector, int32_t rank) {
@@ -82,6 +83,31 @@ bool cuda_batch_stats(CudaEmit *emit, const PlanKernel *kernel) {
   sums.reduction.finish = stats_finish;
   sums.reduction.context = &sums;
   cuda_reduce(emit, &sums.reduction);
+  return true;
+}
+
+/* Only asked for by hand: batch_stats adds up x itself here. So every number may sweep its part twice. */
+bool cuda_plane_moments(CudaEmit *emit, const PlanKernel *kernel) {
+  const PlanTensor *x = &kernel->inputs[0];
+  const int64_t height = x->shape.dims[2], rows = moment_rows(height, kernel->output.shape.dims[2]);
+  CudaMap map;
+  cuda_map_begin(emit, &map, kernel, -1);
+  const char *const index[] = {map.index[0], map.index[1], "row", "column"};
+  const char *element = arena_format(emit->arena, "in0[%s]", cuda_offset(emit, x, index));
+  cuda_line(emit, 1, "const int first = %s * %lld, last = min_int(first + %lld, %lld);", map.index[2], (long long)rows,
+            (long long)rows, (long long)height);
+  cuda_line(emit, 1, "double sum = 0, squares = 0;");
+  for (int sweep = 0; sweep < 2; sweep++) {
+    cuda_line(emit, 1, "for (int row = first; row < last; row++)");
+    cuda_line(emit, 2, "for (int column = 0; column < %lld; column++) {", (long long)x->shape.dims[3]);
+    cuda_line(emit, 3, sweep == 0 ? "sum += %s;" : "const double distance = %s - mean;", cuda_read(emit, x, element));
+    if (sweep == 1) cuda_line(emit, 3, "squares += distance * distance;");
+    cuda_line(emit, 2, "}");
+    if (sweep == 0)
+      cuda_line(emit, 1, "const double mean = sum / ((last - first) * %lld);", (long long)x->shape.dims[3]);
+  }
+  cuda_line(emit, 1, "value = (float)(%s == 0 ? mean : squares);", map.index[3]);
+  cuda_map_end(emit, &map);
   return true;
 }
 
