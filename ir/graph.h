@@ -59,7 +59,7 @@ typedef struct KernelChoice {
   Algorithm algorithm;
   int32_t tile_pixels;   /* output pixels of a register tile */
   int32_t tile_blocks;   /* blocks of output channels of a register tile */
-  int32_t channel_chunk; /* input channels accumulated between stores of partial sums */
+  int32_t channel_chunk; /* input channels accumulated between stores of partial sums; on GPUs stages of a product */
   int32_t row_chunk;     /* output rows of one work item */
   MathMode math;         /* of a convolution or matrix product */
 } KernelChoice;

@@ -187,9 +187,9 @@ static bool is_product(OpCode op) {
          op == OP_LINEAR_GRAD_WEIGHT || op == OP_MATMUL;
 }
 
-/* The code generator's model chooses tile and splits unless it is asked for one of them. */
+/* The code generator's model chooses tile, splits and stages unless it is asked for one of them. */
 static void tune_product(Graph *graph, Node *node, const PassOptions *options, Diag *diag) {
-  static const int32_t splits[] = {1, 2, 4, 8};
+  static const int32_t splits[] = {1, 2, 4, 8}, stages[] = {2, 3, 4};
   const KernelChoice model = node->choice;
   CandidateList list = {.count = 0};
   candidates_add(&list, "as modelled", model, -1);
@@ -202,6 +202,11 @@ static void tune_product(Graph *graph, Node *node, const PassOptions *options, D
     KernelChoice choice = model;
     choice.row_chunk = splits[i];
     candidates_add(&list, arena_format(graph->arena, "splits %d", (int)splits[i]), choice, -1);
+  }
+  for (size_t i = 0; i < sizeof stages / sizeof *stages; i++) {
+    KernelChoice choice = model;
+    choice.channel_chunk = stages[i];
+    candidates_add(&list, arena_format(graph->arena, "stages %d", (int)stages[i]), choice, -1);
   }
   node->choice = list.items[candidates_take(graph, node, &list, options, diag)].choice;
 }

@@ -322,7 +322,9 @@ static void test_old_devices(void **state) {
 
 /* --- tiles ------------------------------------------------------------------------------------------- */
 
-static void check_tile(Fixture *fixture, const char *text, MathMode math, const GemmTile *tile, int32_t splits) {
+/* `stages`: how many are asked for; 0: as modelled. */
+static void check_tile(Fixture *fixture, const char *text, MathMode math, const GemmTile *tile, int32_t splits,
+                       int32_t stages) {
   Arena *arena = fixture->arena;
   const bool packed = text == packed_tile_text;
   EmulatedKernel *kernel = emulated_kernel(arena, graph_text(text, arena), true, 4, "sm_80", math);
@@ -331,7 +333,11 @@ static void check_tile(Fixture *fixture, const char *text, MathMode math, const 
   GemmProblem problem;
   GemmChoice choice;
   assert_true(gemm_problem(kernel->kernel, &problem));
+  PlanKernel asking = *kernel->kernel;
+  asking.choice.channel_chunk = stages;
+  problem.kernel = &asking;
   if (!gemm_choose_tile(&problem, &kernel->target, MAX_BATCH, tile, splits, &choice)) return;
+  if (stages > 0) assert_int_equal(choice.tile.stages, stages);
   emulated_begin(kernel);
   assert_true(gemm_emit_choice(&kernel->emit, &problem, &choice));
   const char *name =
@@ -348,7 +354,7 @@ static void test_tiles(void **state) {
     const GemmTile *tiles = gemm_tiles(modes[m], &count);
     for (size_t i = 0; i < count; i++) {
       const char *text = modes[m] == MATH_BF16 && i > 1 ? packed_tile_text : tile_texts[(i + m) % 2];
-      check_tile(*state, text, modes[m], &tiles[i], i % 2 == 0 ? 1 : 3);
+      check_tile(*state, text, modes[m], &tiles[i], i % 2 == 0 ? 1 : 3, 0);
     }
   }
 }
@@ -357,7 +363,13 @@ static void test_tiles(void **state) {
 static void test_empty_splits(void **state) {
   size_t count;
   const GemmTile *tiles = gemm_tiles(MATH_TF32, &count);
-  check_tile(*state, tile_texts[0], MATH_3XTF32, &tiles[3], 16);
+  check_tile(*state, tile_texts[0], MATH_3XTF32, &tiles[3], 16, 0);
+}
+
+static void test_stages(void **state) {
+  size_t count;
+  const GemmTile *tiles = gemm_tiles(MATH_TF32, &count);
+  for (int32_t stages = 2; stages <= 4; stages++) check_tile(*state, tile_texts[0], MATH_3XTF32, &tiles[7], 1, stages);
 }
 
 /* --- planted mistakes -------------------------------------------------------------------------------- */
@@ -449,10 +461,19 @@ static void test_text(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      fixture_test(test_fp32),          fixture_test(test_3xtf32),       fixture_test(test_tf32),
-      fixture_test(test_bf16),          fixture_test(test_fp16),         fixture_test(test_packed),
-      fixture_test(test_plain_layouts), fixture_test(test_views),        fixture_test(test_old_devices),
-      fixture_test(test_tiles),         fixture_test(test_empty_splits), fixture_test(test_mistakes_are_seen),
+      fixture_test(test_fp32),
+      fixture_test(test_3xtf32),
+      fixture_test(test_tf32),
+      fixture_test(test_bf16),
+      fixture_test(test_fp16),
+      fixture_test(test_packed),
+      fixture_test(test_plain_layouts),
+      fixture_test(test_views),
+      fixture_test(test_old_devices),
+      fixture_test(test_tiles),
+      fixture_test(test_empty_splits),
+      fixture_test(test_stages),
+      fixture_test(test_mistakes_are_seen),
       fixture_test(test_text),
   };
   return cmocka_run_group_tests_name("cuda_gemm", tests, NULL, NULL);

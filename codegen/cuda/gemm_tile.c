@@ -15,6 +15,7 @@
 enum {
   SHARED_LEAST = 48 * 1024, /* bytes for the stages of a block: what every device has */
   SHARED_MOST = 72 * 1024,
+  LEAST_STAGES = 2,
   MAX_STAGES = 4,
   MAX_SPLITS = 64,
   MIN_SPLIT_TILES = 4, /* of k, for each part of a sum */
@@ -208,7 +209,11 @@ bool gemm_choose_tile(const GemmProblem *problem, const Target *target, int64_t 
     own->k = 16;
   const int64_t stages = stage_bytes(target) / (gemm_stage_floats(&choice) * 4);
   own->stages = (int32_t)(stages < MAX_STAGES ? stages : MAX_STAGES);
-  if (own->stages < 2) own->stages = 2;
+  if (own->stages < LEAST_STAGES) own->stages = LEAST_STAGES;
+  const KernelChoice *asked = &problem->kernel->choice;
+  if (asked->algorithm == ALGORITHM_DEFAULT && asked->channel_chunk >= LEAST_STAGES &&
+      asked->channel_chunk <= MAX_STAGES && asked->channel_chunk * gemm_stage_floats(&choice) * 4 <= SHARED_MOST)
+    own->stages = asked->channel_chunk;
   const int64_t threads = gemm_threads(&choice);
   if ((int64_t)own->m * own->k > COPIES_MAX * threads * choice.a.vector ||
       (int64_t)own->n * own->k > COPIES_MAX * threads * choice.b.vector)
@@ -219,7 +224,8 @@ bool gemm_choose_tile(const GemmProblem *problem, const Target *target, int64_t 
   return true;
 }
 
-/* A plan may ask for a tile (by its number from 1) and a number of splits, as whoever times variants does. */
+/* A plan may ask for a tile (by its number from 1) and a number of splits, as whoever times variants does; also for a
+ * number of stages, see gemm_choose_tile. */
 static bool asked_for(const KernelChoice *asked, size_t tile, int32_t splits) {
   if (asked->algorithm != ALGORITHM_DEFAULT) return true;
   return (asked->tile_pixels == 0 || asked->tile_pixels == (int32_t)tile + 1) &&
