@@ -149,8 +149,8 @@ const Verb verb_tune = {
     "MODEL [-o FILE] [options]",
     "Measures every candidate of every kernel that can be computed in several ways: direct convolution with other "
     "tiles,\n"
-    "Winograd's algorithm, and on GPUs tiles and splits of matrix products. Each is timed within the whole model, in\n"
-    "turns with what the cost model would choose. All times are kept in a file, for --tuning of the other verbs; "
+    "Winograd's algorithm, and on GPUs tiles, stages and splits of matrix products. Each is timed within the whole model,\n"
+    "in turns with what the cost model would choose. All times are kept in a file, for --tuning of the other verbs; "
     "times\n"
     "of other kernels that stand there stay. They hold for this machine, this version, and the batch given.",
     "  kiln tune examples/resnet34.json --threads 2 -o resnet34.tuning\n"

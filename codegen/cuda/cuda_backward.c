@@ -277,6 +277,7 @@ bool cuda_upsample_grad(CudaEmit *emit, const PlanKernel *kernel) {
     const char *axis = names[d][0], *at = names[d][1], *share = names[d][2];
     const char *place = cuda_int(emit, map.index[2 + d]);
     emit_reach(emit, 1 + d, attrs, axis, place, in[2 + d], out[2 + d]);
+    cuda_line(emit, 1 + d, "NO_UNROLL"); /* or ptxas keeps places on the stack */
     cuda_line(emit, 1 + d, "for (int %s = %s_begin; %s < %s_end; %s++) {", at, axis, at, axis, at);
     cuda_blend_place(emit, 2 + d, attrs, axis, at, in[2 + d], out[2 + d]);
     if (attrs->mode == MODE_NEAREST) {
