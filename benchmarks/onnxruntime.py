@@ -7,9 +7,14 @@ The ONNX model is made from Kiln's own imported graph (`kiln compile --emit ir -
 its passes. Both must agree to a relative L2 of 1e-4 before anything is timed. Timing alternates: a round of
 onnxruntime, a round of Kiln, and so on, because machines change their speed; the ratio is the median of the rounds'
 ratios.
+
+--cpu x86-64-v3 compiles for AVX2 and limits onnxruntime to it too; x86-64-v2 likewise, SSE4.2. onnxruntime 1.31 has no
+option or variable for that: it asks the processor, which cpuid_limit.c lets answer less. That needs Linux on an
+x86-64 processor with CPUID faulting (cpuid_fault in /proc/cpuinfo; Intel's have it) and a C compiler.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import re
@@ -20,8 +25,57 @@ import tempfile
 import time
 
 PACKAGES = ["numpy", "onnx", "onnxruntime", "safetensors"]
+LIMITED_LEVELS = {"x86-64-v2": 2, "x86-64-v3": 3}
+EXIT_NO_LIMIT = 3  # avx2.py then does without
 # benchmarks/ holds this file's namesake: the package must be found first.
 sys.path = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(os.path.abspath(__file__))]
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a description, e.g. examples/resnet34.json")
+    parser.add_argument("--kiln", default="kiln", help="the kiln program (default: from PATH)")
+    parser.add_argument("--weights", help="a safetensors file (default: kiln init)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=11, help="rounds of each program")
+    parser.add_argument("--runs", type=int, default=10, help="runs in a round, whose median counts")
+    parser.add_argument("--precision", default="default", help="kiln's --precision")
+    parser.add_argument("--cpu", default="native", help="kiln's --cpu; onnxruntime is limited to x86-64-v3 or v2 too")
+    parser.add_argument("--shape", action="append", default=[], help="kiln's --shape, e.g. image=Nx3x352x352")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def limit_processor(cpu):
+    """Before anything is imported that asks the processor. Returns a function that counts its answers so far."""
+    if cpu not in LIMITED_LEVELS:
+        return lambda: 0
+    with tempfile.TemporaryDirectory() as folder:
+        source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "cpuid_limit.c")
+        library = os.path.join(folder, "cpuid_limit.so")
+        compiler = os.environ.get("CC", "cc").split()
+        try:
+            built = subprocess.run([*compiler, "-O2", "-shared", "-fPIC", "-o", library, source], capture_output=True, text=True)
+        except OSError as error:
+            give_up(cpu, str(error))
+        if built.returncode != 0:
+            give_up(cpu, f"{compiler[0]} failed: {built.stderr.strip()}")
+        limiter = ctypes.CDLL(library)
+    code = limiter.cpuid_limit(LIMITED_LEVELS[cpu])
+    if code != 0:
+        give_up(cpu, f"CPUID faulting: {os.strerror(code)}")
+    limiter.cpuid_answered.restype = ctypes.c_long
+    return limiter.cpuid_answered
+
+
+def give_up(cpu, reason):
+    print(f"onnxruntime cannot be limited to {cpu} here: {reason}", file=sys.stderr)
+    sys.exit(EXIT_NO_LIMIT)
+
+
+OPTIONS = parse_options()
+CPUID_ANSWERED = limit_processor(OPTIONS.cpu)
 try:
     import numpy as np
     import onnx
@@ -218,19 +272,7 @@ class KilnServer:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a description, e.g. examples/resnet34.json")
-    parser.add_argument("--kiln", default="kiln", help="the kiln program (default: from PATH)")
-    parser.add_argument("--weights", help="a safetensors file (default: kiln init)")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=11, help="rounds of each program")
-    parser.add_argument("--runs", type=int, default=10, help="runs in a round, whose median counts")
-    parser.add_argument("--precision", default="default", help="kiln's --precision")
-    parser.add_argument("--shape", action="append", default=[], help="kiln's --shape, e.g. image=Nx3x352x352")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-
+    options = OPTIONS
     shapes = [f"--shape={s}" for s in options.shape]
     with tempfile.TemporaryDirectory() as folder:
         weights = options.weights
@@ -249,7 +291,7 @@ def main():
         input_file, output_file = os.path.join(folder, "inputs.safetensors"), os.path.join(folder, "outputs.safetensors")
         safetensors.numpy.save_file(inputs, input_file)
         common = ["--weights", weights, "--batch", str(options.batch), "--threads", str(options.threads), "--precision",
-                  options.precision, *shapes]
+                  options.precision, "--cpu", options.cpu, *shapes]
         run_kiln([options.kiln, "run", options.model, "--inputs", input_file, "--outputs", output_file, "--top", "0", *common])
         ours = safetensors.numpy.load_file(output_file)
         worst = 0.0
@@ -262,6 +304,7 @@ def main():
         server = KilnServer([options.kiln, "bench", options.model, "--serve", "--rounds", str(options.runs), *common])
         times = {"onnxruntime": [], "kiln": []}
         server.round()
+        asked = CPUID_ANSWERED()
         for _ in range(options.rounds):
             samples = []
             for _ in range(options.runs):
@@ -273,16 +316,19 @@ def main():
             times["kiln"].append(server.round())
             time.sleep(0.05)
         server.close()
+        if CPUID_ANSWERED() != asked:
+            sys.exit("onnxruntime asked the processor what it is while it was timed: its times are not its own")
 
     ratios = [a / b for a, b in zip(times["onnxruntime"], times["kiln"])]
-    result = {"model": options.model, "batch": options.batch, "threads": options.threads, "relative_l2": worst,
+    result = {"model": options.model, "cpu": options.cpu, "batch": options.batch, "threads": options.threads, "relative_l2": worst,
               "onnxruntime": onnxruntime.__version__, "onnxruntime_ms": statistics.median(times["onnxruntime"]),
               "kiln_ms": statistics.median(times["kiln"]), "ratio": statistics.median(ratios), "ratio_min": min(ratios),
               "ratio_max": max(ratios)}
     if options.json:
         print(json.dumps(result))
         return
-    print(f"{options.model}  batch {options.batch}  {options.threads} thread(s)  relative L2 {worst:.2g}")
+    limited = f"  both limited to {options.cpu}" if options.cpu in LIMITED_LEVELS else ""
+    print(f"{options.model}  batch {options.batch}  {options.threads} thread(s){limited}  relative L2 {worst:.2g}")
     print(f"onnxruntime {onnxruntime.__version__}: {result['onnxruntime_ms']:.3f} ms   kiln: {result['kiln_ms']:.3f} ms   "
           f"kiln is {result['ratio']:.2f}x as fast ({result['ratio_min']:.2f} to {result['ratio_max']:.2f} over {options.rounds} rounds)")
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "affinity.h"
 #include "bench_kernels.h"
 #include "bench_train.h"
 #include "bench_variants.h"
@@ -154,14 +155,16 @@ static bool gpu_peaks(Tool *tool, BenchState *state, const BenchRequest *request
 }
 
 static bool bench_kernels(Tool *tool, BenchState *state, const BenchRequest *request, const Plan *plan,
-                          uint32_t threads) {
+                          const kiln_context_options *options) {
   enum { ROUNDS = 21 };
   double *seconds = arena_array(tool->arena, (size_t)state->program->run_step_count + 1, double);
   const bool gpu = state->context->cuda != NULL;
   if (gpu ? !time_gpu_kernels(tool, state, seconds) : !time_kernels(tool, state, ROUNDS, seconds)) return false;
   Peaks peaks;
   KernelTimes times = {.program = state->program, .batch = state->batch, .seconds = seconds};
-  if (gpu ? !gpu_peaks(tool, state, request, plan, &times) : !peaks_measure(threads, tool->diag, &peaks)) return false;
+  if (gpu ? !gpu_peaks(tool, state, request, plan, &times)
+          : !peaks_measure(state->program->isa, options->threads, options->affinity, tool->diag, &peaks))
+    return false;
   if (!gpu) times.peaks = &peaks;
   if (request->kernels) kernel_times_print(tool, &times, request->csv);
   return request->roofline == NULL || kernel_times_plot(tool, &times, request->roofline);
@@ -251,7 +254,9 @@ static int measure(Tool *tool, const BenchRequest *request, BenchState *state, u
 static int bench_body(Tool *tool, void *context) {
   BenchRequest *request = context;
   const TrainRequest *none;
-  if (!step_request(tool, &request->step, NULL, &none)) return EXIT_FAILED;
+  kiln_context_options options;
+  if (!step_request(tool, &request->step, NULL, &none) || !context_options(tool, &request->model, &options))
+    return EXIT_FAILED;
   if (request->inputs != NULL) {
     tool_usage_error(tool, "--inputs needs --train");
     return EXIT_FAILED;
@@ -283,8 +288,7 @@ static int bench_body(Tool *tool, void *context) {
   for (uint32_t i = 0; i < program->output_count; i++)
     state.outputs[i] = arena_alloc_aligned(
         tool->arena, (size_t)(program->outputs[i].bytes * (program->outputs[i].batched ? state.batch : 1)) + 1, 64);
-  uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
-  kiln_context_options options = {.threads = threads};
+  const uint32_t threads = options.threads;
   kiln_error error;
   if (kiln_context_create(executable, &options, &state.context, &error) != KILN_OK) {
     tool_library_error(tool, &error);
@@ -292,12 +296,12 @@ static int bench_body(Tool *tool, void *context) {
   }
   int code = measure(tool, request, &state, threads, build_seconds);
   if (code == EXIT_OK && (request->kernels || request->roofline != NULL) &&
-      !bench_kernels(tool, &state, request, plan, threads))
+      !bench_kernels(tool, &state, request, plan, &options))
     code = EXIT_FAILED;
   if (code == EXIT_OK && request->variants &&
       !bench_variants(tool, graph, &request->model))
     code = EXIT_FAILED;
-  const ProfileRun profiled = {executable, threads, state.batch, state.inputs, state.outputs};
+  const ProfileRun profiled = {executable, &options, state.batch, state.inputs, state.outputs};
   if (code == EXIT_OK && request->profile != NULL && !profile_write(tool, &profiled, request->profile))
     code = EXIT_FAILED;
   kiln_context_destroy(state.context);
@@ -354,7 +358,7 @@ static int bench_run(int argc, char **argv) {
                                  "with --train: safetensors with inputs by name, e.g. image and target", 0, 0},
       {"lr", 0, OPTION_DOUBLE, &request.learning_rate, "R", "with --train: learning rate (default 0.01)", 0, 0},
       {"momentum", 0, OPTION_DOUBLE, &request.momentum, "M", "with --train: momentum or beta1 (default 0.9)", 0, 0},
-      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model){.name = NULL}};
+      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) AFFINITY_OPTION(request.model){.name = NULL}};
   int code = options_parse(&verb_bench, options, argc, argv, 1, 1, &request.path);
   if (code < 0 && request.seconds < 0) {
     fprintf(stderr, "kiln bench: --seconds: expected a number of at least 0, found %g\n", request.seconds);
@@ -371,7 +375,8 @@ const Verb verb_bench = {
     "and the rate. Without --weights the model is initialised with random weights: the speed is the same. On a GPU the\n"
     "times are the device's own, inputs and outputs in its memory; the first run, which also records a graph, and one\n"
     "with copies are told apart.",
-    "  kiln bench examples/resnet34.json --threads 2\n  kiln bench examples/resnet34.json --batch 16 --kernels\n"
+    "  kiln bench examples/resnet34.json --threads 2\n  kiln bench examples/resnet34.json --affinity 0,2\n"
+    "  kiln bench examples/resnet34.json --batch 16 --kernels\n"
     "  kiln bench libresnet34.so --seconds 5 --json\n"
     "  kiln bench examples/resnet34.json --kernels --csv --roofline roofline.svg\n"
     "  kiln bench examples/simple_cnn10_bn.json --train --batch 64\n"

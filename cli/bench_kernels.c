@@ -1,4 +1,4 @@
-/* The table of kernels, and where they lie under the roofs of the machine.
+/* The table of kernels, and where they lie under the roofs of the machine, for the instructions of the program's level.
  *
  * A kernel's arithmetic intensity is its operations per byte, each operand counted once. Its roof is what the machine
  * can do at that intensity: the peak of multiply-adds, or the intensity times the rate at which the level that holds
@@ -75,8 +75,9 @@ static void print_csv(const KernelTimes *times) {
   }
 }
 
-static void print_peaks(const Peaks *peaks) {
-  printf("peaks of %u thread%s: %.1f GFLOP/s", peaks->threads, peaks->threads == 1 ? "" : "s", 1e-9 * peaks->flops);
+static void print_peaks(const char *isa, const Peaks *peaks) {
+  printf("peaks of %u thread%s, %s: %.1f GFLOP/s", peaks->threads, peaks->threads == 1 ? "" : "s", isa,
+         1e-9 * peaks->flops);
   if (peaks->l2 > 0) printf("   L2 %.1f GB/s", 1e-9 * peaks->l2);
   if (peaks->l3 > 0) printf("   L3 %.1f GB/s", 1e-9 * peaks->l3);
   printf("   memory %.1f GB/s\n", 1e-9 * peaks->memory);
@@ -117,7 +118,7 @@ void kernel_times_print(Tool *tool, const KernelTimes *times, bool csv) {
   if (times->gpu != NULL)
     print_gpu_peaks(times->gpu);
   else
-    print_peaks(times->peaks);
+    print_peaks(times->program->isa, times->peaks);
   table_print(stdout, tool->arena, cells, steps + 1, COLUMNS, "<<>>>>>>");
 }
 
@@ -182,8 +183,8 @@ static const char *plot_title(Tool *tool, const KernelTimes *times) {
     return arena_format(tool->arena, "%s, batch %lld, %s, peak %.0f GFLOP/s", name, batch, times->gpu->name,
                         1e-9 * gpu_peak(times));
   const Peaks *peaks = times->peaks;
-  return arena_format(tool->arena, "%s, batch %lld, %u thread%s, peak %.0f GFLOP/s", name, batch, peaks->threads,
-                      peaks->threads == 1 ? "" : "s", 1e-9 * peaks->flops);
+  return arena_format(tool->arena, "%s, batch %lld, %u thread%s, %s, peak %.0f GFLOP/s", name, batch, peaks->threads,
+                      peaks->threads == 1 ? "" : "s", times->program->isa, 1e-9 * peaks->flops);
 }
 
 bool kernel_times_plot(Tool *tool, const KernelTimes *times, const char *path) {

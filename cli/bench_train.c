@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "affinity.h"
 #include "ports.h"
 #include "safetensors.h"
 
@@ -75,11 +76,11 @@ static bool build_step(Tool *tool, const TrainBench *bench, Step *step) {
   kiln_compile_options compile;
   kiln_error error;
   double started = seconds_now();
+  kiln_context_options options;
   if (!train_options(tool, bench, &train) || !compile_options(tool, bench->model, &compile) ||
-      !load_model(tool, bench, step))
+      !context_options(tool, bench->model, &options) || !load_model(tool, bench, step))
     return false;
-  step->threads = bench->model->threads > 0 ? (uint32_t)bench->model->threads : 1;
-  const kiln_context_options options = {.threads = step->threads};
+  step->threads = options.threads;
   if (kiln_compile_training(step->model, &train, &compile, &step->executable, &error) != KILN_OK ||
       kiln_context_create(step->executable, &options, &step->context, &error) != KILN_OK) {
     tool_library_error(tool, &error);

@@ -303,6 +303,7 @@ bool compile_options(Tool *tool, const ModelOptions *options, kiln_compile_optio
       return false;
     }
     if (batch > result.max_batch) result.max_batch = batch;
+    if (batch < result.min_batch || result.min_batch == 0) result.min_batch = batch;
     at += length + 1;
   }
   *out_options = result;

@@ -34,6 +34,7 @@ typedef struct ModelOptions {
   const char *batch; /* "16" or "1,16" */
   const char *precision, *device, *math, *arch, *cpu, *triple, *disable;
   int64_t threads;
+  const char *affinity;
   const char *tuning;
   bool locked;
   const char *dump, *stop_after, *dump_dir;
@@ -47,7 +48,7 @@ typedef struct ModelOptions {
   {"shape", 0, OPTION_LIST, &(o).shapes, "NAME=DIMS", "shape of an input, e.g. image=1x3x352x352 (N: any batch)", 0, 0},
 #define WEIGHTS_OPTION(o) {"weights", 'w', OPTION_TEXT, &(o).weights, "FILE", "parameters, a safetensors file", 0, 0},
 #define COMPILE_OPTIONS(o)                                                                                               \
-  {"batch", 'b', OPTION_TEXT, &(o).batch, "N[,N]", "batch sizes to compile for; the largest is the maximum", 0, 0},      \
+  {"batch", 'b', OPTION_TEXT, &(o).batch, "N[,N]", "batch sizes to compile for: from the smallest that matters to the maximum", 0, 0},      \
       {"precision", 0, OPTION_TEXT, &(o).precision, "MODE", "strict, default or fast: rounding error that may be added", \
        0,           0},                                                                                                  \
       {"cpu", 0, OPTION_TEXT, &(o).cpu, "LEVEL", "native, x86-64-v2, x86-64-v3, x86-64-v4 or aarch64", 0, 0},            \

@@ -1,8 +1,8 @@
 #include "data_options.h"
 
-#include <sched.h>
 #include <string.h>
 
+#include "core/processors.h"
 #include "progress.h"
 
 /* --- data sets ------------------------------------------------------------------------------------- */
@@ -83,20 +83,15 @@ static void show_opening(void *context, int64_t done, int64_t total) {
   if (done == total) progress_clear(&bar->progress);
 }
 
-static int64_t processor_count(void) {
-  cpu_set_t processors;
-  return sched_getaffinity(0, sizeof processors, &processors) == 0 ? CPU_COUNT(&processors) : 1;
-}
-
 /* Little else runs while a set is opened, so it may have all processors. */
 static int64_t opening_threads(int64_t workers) {
   enum { LIMIT = 32 };
-  const int64_t count = processor_count();
+  const int64_t count = processors_usable();
   return count < workers ? workers : count < LIMIT ? count : LIMIT;
 }
 
 int64_t data_command_workers(const DataCommand *command, int64_t busy) {
-  return command->workers >= 0 ? command->workers : processor_count() > busy;
+  return command->workers >= 0 ? command->workers : (int64_t)processors_usable() > busy;
 }
 
 bool data_command_read(Tool *tool, const DataCommand *command, DataOptions *out_options) {

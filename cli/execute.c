@@ -62,8 +62,8 @@ bool executable_open(Tool *tool, const char *path, const ModelOptions *options, 
   return executable_from_graph(tool, graph, options, inputs, batch, out_executable, out_plan);
 }
 
-bool run_batches(Tool *tool, const kiln_executable *executable, uint32_t threads, const Tensor *inputs, int64_t batch,
-                 Tensor **out_outputs) {
+bool run_batches(Tool *tool, const kiln_executable *executable, const kiln_context_options *options,
+                 const Tensor *inputs, int64_t batch, Tensor **out_outputs) {
   const kiln_program *program = executable->program;
   const void **in = arena_array(tool->arena, program->input_count + 1, const void *);
   void **out = arena_array(tool->arena, program->output_count + 1, void *);
@@ -83,8 +83,7 @@ bool run_batches(Tool *tool, const kiln_executable *executable, uint32_t threads
   }
   kiln_context *context;
   kiln_error error;
-  kiln_context_options options = {.threads = threads};
-  kiln_status status = kiln_context_create(executable, &options, &context, &error);
+  kiln_status status = kiln_context_create(executable, options, &context, &error);
   if (status != KILN_OK) {
     tool_library_error(tool, &error);
     return false;

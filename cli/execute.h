@@ -14,7 +14,7 @@ bool executable_from_graph(Tool *tool, Graph *graph, const ModelOptions *options
                            int64_t batch, kiln_executable **out_executable, Plan **out_plan);
 
 /* Calls kiln_run over all images of `inputs`, at most the program's maximum at a time. Outputs are new tensors. */
-bool run_batches(Tool *tool, const kiln_executable *executable, uint32_t threads, const Tensor *inputs, int64_t batch,
-                 Tensor **out_outputs);
+bool run_batches(Tool *tool, const kiln_executable *executable, const kiln_context_options *options,
+                 const Tensor *inputs, int64_t batch, Tensor **out_outputs);
 
 #endif

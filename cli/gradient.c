@@ -1,6 +1,7 @@
 /* kiln grad: gradients of a value. */
 #include <string.h>
 
+#include "affinity.h"
 #include "execute.h"
 #include "ports.h"
 #include "safetensors.h"
@@ -88,8 +89,9 @@ static int grad_body(Tool *tool, void *context) {
   if (!metadata_read(tool, program, &metadata)) return EXIT_FAILED;
   metadata.class_number = request->class_number;
   if (!inputs_read(tool, program, &metadata, &files, &request->input, &inputs, &batch)) return EXIT_FAILED;
-  uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
-  if (!run_batches(tool, executable, threads, inputs, batch, &outputs)) return EXIT_FAILED;
+  kiln_context_options options;
+  if (!context_options(tool, &request->model, &options)) return EXIT_FAILED;
+  if (!run_batches(tool, executable, &options, inputs, batch, &outputs)) return EXIT_FAILED;
   TensorList gradients = {arena_array(tool->arena, program->output_count + 1, Tensor), 0};
   for (uint32_t i = 0; i < program->output_count; i++) {
     if (strncmp(outputs[i].name, "grad.", 5) != 0) continue;

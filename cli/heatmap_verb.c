@@ -1,6 +1,7 @@
 /* kiln heatmap: where in a picture a layer responds. */
 #include <string.h>
 
+#include "affinity.h"
 #include "execute.h"
 #include "ports.h"
 #include "session/heatmap.h"
@@ -66,18 +67,19 @@ static bool run_picture(Tool *tool, const HeatmapRequest *request, bool cam, con
   Tensor *inputs;
   int64_t batch;
   TensorList none = {NULL, 0};
-  uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
+  kiln_context_options options;
+  if (!context_options(tool, &request->model, &options)) return false;
   if (!metadata_read(tool, executable->program, &metadata)) return false;
   metadata.class_number = request->class_number >= 0 ? request->class_number : 0;
   if (!inputs_read(tool, executable->program, &metadata, &none, &request->input, &inputs, &batch) ||
-      !run_batches(tool, executable, threads, inputs, batch, out_outputs))
+      !run_batches(tool, executable, &options, inputs, batch, out_outputs))
     return false;
   int64_t chosen = request->class_number;
   if (cam && chosen < 0) {
     /* the class is known only now: a second run with it */
     metadata.class_number = chosen = best_class(&(*out_outputs)[0]);
     if (!inputs_read(tool, executable->program, &metadata, &none, &request->input, &inputs, &batch) ||
-        !run_batches(tool, executable, threads, inputs, batch, out_outputs))
+        !run_batches(tool, executable, &options, inputs, batch, out_outputs))
       return false;
   }
   if (cam) {

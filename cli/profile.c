@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "core/pool.h"
+#include "core/processors.h"
 #include "session/session.h"
 
 typedef struct Slice {
@@ -66,14 +67,14 @@ static int observe_step(void *context, uint32_t step, const void *data, int64_t 
 static void print_trace(Text *text, const Profile *profile) {
   const kiln_program *program = profile->run->executable->program;
   int64_t first = INT64_MAX;
-  for (uint32_t t = 0; t < profile->run->threads; t++)
+  for (uint32_t t = 0; t < profile->run->options->threads; t++)
     if (profile->counts[t] > 0 && profile->slices[t][0].begin < first) first = profile->slices[t][0].begin;
   text_add(text,
            "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,\"args\":{"
            "\"name\":");
   text_add_json(text, program->name);
   text_add(text, "}}");
-  for (uint32_t t = 0; t < profile->run->threads; t++) {
+  for (uint32_t t = 0; t < profile->run->options->threads; t++) {
     for (size_t i = 0; i < profile->counts[t]; i++) {
       const Slice *slice = &profile->slices[t][i];
       const kiln_step *step = &program->run_steps[slice->step];
@@ -93,7 +94,7 @@ static void print_trace(Text *text, const Profile *profile) {
 static bool run_traced(Tool *tool, Profile *profile, kiln_context *context) {
   kiln_error error;
   for (int round = 0; round < 2; round++) {
-    for (uint32_t t = 0; t < profile->run->threads; t++) profile->counts[t] = 0;
+    for (uint32_t t = 0; t < profile->run->options->threads; t++) profile->counts[t] = 0;
     profile->step = 0;
     if (kiln_run_steps(context, profile->run->batch, profile->run->inputs, profile->run->outputs, observe_step, profile,
                        &error) == KILN_OK)
@@ -110,14 +111,15 @@ bool profile_write(Tool *tool, const ProfileRun *run, const char *path) {
     return false;
   }
   Profile profile = {.run = run, .capacity = run->executable->program->run_step_count};
-  profile.slices = arena_array(tool->arena, run->threads, Slice *);
-  profile.counts = arena_array(tool->arena, run->threads, size_t);
-  for (uint32_t t = 0; t < run->threads; t++) profile.slices[t] = arena_array(tool->arena, profile.capacity + 1, Slice);
-  kiln_context_options options = {.threads = run->threads, .max_batch = run->batch};
-  if (run->threads > 1) {
-    profile.pool = pool_create(run->threads, NULL);
+  const uint32_t threads = run->options->threads;
+  profile.slices = arena_array(tool->arena, threads, Slice *);
+  profile.counts = arena_array(tool->arena, threads, size_t);
+  for (uint32_t t = 0; t < threads; t++) profile.slices[t] = arena_array(tool->arena, profile.capacity + 1, Slice);
+  kiln_context_options options = {.threads = threads, .max_batch = run->batch};
+  if (threads > 1) {
+    profile.pool = pool_create_on(threads, run->options->affinity, NULL);
     if (profile.pool == NULL) {
-      diag_error(tool->diag, (Location){0}, "--profile: %u threads cannot be started", run->threads);
+      diag_error(tool->diag, (Location){0}, "--profile: %u threads cannot be started", threads);
       return false;
     }
     options.parallel_for = traced_parallel_for;
@@ -127,7 +129,10 @@ bool profile_write(Tool *tool, const ProfileRun *run, const char *path) {
   kiln_error error;
   bool done = kiln_context_create(run->executable, &options, &context, &error) == KILN_OK;
   if (!done) tool_library_error(tool, &error);
+  ProcessorStay stay = {.moved = false};
+  if (run->options->affinity != NULL) processor_enter(run->options->affinity[0], &stay);
   done = done && run_traced(tool, &profile, context);
+  processor_leave(&stay);
   kiln_context_destroy(context);
   pool_destroy(profile.pool);
   if (!done) return false;

@@ -7,7 +7,7 @@
 /* What a run needs, batch ≤ program->max_batch. */
 typedef struct ProfileRun {
   const kiln_executable *executable;
-  uint32_t threads;
+  const kiln_context_options *options; /* threads and affinity */
   int64_t batch;
   const void *const *inputs;
   void *const *outputs;

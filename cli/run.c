@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "affinity.h"
 #include "execute.h"
 #include "ports.h"
 #include "profile.h"
@@ -146,10 +147,10 @@ static bool range_parse(Tool *tool, const char *text, double out_range[2]) {
 }
 
 /* The images that fit one run, with outputs of its own. */
-static bool profile_first_images(Tool *tool, const char *path, const kiln_executable *executable, uint32_t threads,
-                                 int64_t batch, const Tensor *inputs) {
+static bool profile_first_images(Tool *tool, const char *path, const kiln_executable *executable,
+                                 const kiln_context_options *options, int64_t batch, const Tensor *inputs) {
   const kiln_program *program = executable->program;
-  ProfileRun run = {executable, threads, batch < program->max_batch ? batch : program->max_batch, NULL, NULL};
+  ProfileRun run = {executable, options, batch < program->max_batch ? batch : program->max_batch, NULL, NULL};
   const void **in = arena_array(tool->arena, program->input_count + 1, const void *);
   void **out = arena_array(tool->arena, program->output_count + 1, void *);
   for (uint32_t i = 0; i < program->input_count; i++) in[i] = inputs[i].data;
@@ -166,6 +167,8 @@ static bool profile_first_images(Tool *tool, const char *path, const kiln_execut
 static int run_body(Tool *tool, void *context) {
   RunRequest *request = context;
   TensorList files = {NULL, 0}, *given = NULL;
+  kiln_context_options options;
+  if (!context_options(tool, &request->model, &options)) return EXIT_FAILED;
   double range[2];
   if (request->range != NULL && !range_parse(tool, request->range, range)) return EXIT_FAILED;
   if (!check_files(tool, request)) return EXIT_FAILED;
@@ -192,9 +195,8 @@ static int run_body(Tool *tool, void *context) {
       return EXIT_FAILED;
   }
   if (!inputs_read(tool, program, &metadata, given, &request->input, &inputs, &batch)) return EXIT_FAILED;
-  uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
-  if (!run_batches(tool, executable, threads, inputs, batch, &outputs)) return EXIT_FAILED;
-  if (request->profile != NULL && !profile_first_images(tool, request->profile, executable, threads, batch, inputs))
+  if (!run_batches(tool, executable, &options, inputs, batch, &outputs)) return EXIT_FAILED;
+  if (request->profile != NULL && !profile_first_images(tool, request->profile, executable, &options, batch, inputs))
     return EXIT_FAILED;
   if (!write_outputs(tool, request, program, outputs, request->range != NULL ? range : NULL)) return EXIT_FAILED;
   for (uint32_t i = 0; i < program->output_count; i++) print_output(&outputs[i], &metadata, request->top);
@@ -220,7 +222,7 @@ static int run_run(int argc, char **argv) {
       {"class", 0, OPTION_INT, &request.class_number, "K", "the class whose score gradient hooks differentiate", 0,
        INT32_MAX},
       {"hooks-out", 0, OPTION_TEXT, &request.hooks_out, "FILE", "write hooked values to a safetensors file", 0, 0},
-      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) DUMP_OPTIONS(request.model){.name = NULL}};
+      SHAPE_OPTION(request.model) COMPILE_OPTIONS(request.model) AFFINITY_OPTION(request.model) DUMP_OPTIONS(request.model){.name = NULL}};
   int code = options_parse(&verb_run, options, argc, argv, 1, 1, &request.path);
   return code >= 0 ? code : tool_run(run_body, &request);
 }
@@ -236,7 +238,7 @@ const Verb verb_run = {
     "Outputs [N,K] are printed as the K most likely classes with softmax probability, value, index and label.",
     "  kiln run examples/resnet34.json --weights w.safetensors --input image=cat.jpg --labels classes.txt\n"
     "  kiln run examples/edges_rgb.json --input image=cat.jpg --output edge=edges.png\n"
-    "  kiln run model.json --weights w.safetensors --inputs in.safetensors --outputs out.safetensors --threads 2\n"
+    "  kiln run model.json --weights w.safetensors --inputs in.safetensors --outputs out.safetensors --affinity 0-1\n"
     "  kiln run libmodel.so --input image=cat.jpg\n"
     "  kiln run examples/fashion.json --weights w.safetensors --input image=t10k-images-idx3-ubyte.gz --batch 8\n"
     "  kiln run model.json --weights w.safetensors --input image=cat.jpg --hook body:activation:store --hook "

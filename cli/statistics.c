@@ -1,6 +1,7 @@
 /* kiln stats: statistics of activations. */
 #include <string.h>
 
+#include "affinity.h"
 #include "execute.h"
 #include "ports.h"
 #include "safetensors.h"
@@ -134,8 +135,9 @@ static int stats_body(Tool *tool, void *context) {
   if (!metadata_read(tool, program, &metadata)) return EXIT_FAILED;
   metadata.class_number = request->class_number;
   if (!inputs_read(tool, program, &metadata, &files, &request->input, &inputs, &batch)) return EXIT_FAILED;
-  uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
-  if (!run_batches(tool, executable, threads, inputs, batch, &outputs)) return EXIT_FAILED;
+  kiln_context_options options;
+  if (!context_options(tool, &request->model, &options)) return EXIT_FAILED;
+  if (!run_batches(tool, executable, &options, inputs, batch, &outputs)) return EXIT_FAILED;
   size_t count = 0;
   for (uint32_t i = 0; i < program->output_count; i++)
     if (has_prefix(outputs[i].name, activation_prefix) || is_gradient(&outputs[i])) outputs[count++] = outputs[i];

@@ -366,6 +366,7 @@ const Verb verb_train = {
     "--one-cycle "
     "\\\n"
     "    --pct-start 0.8 --checkpoint run/\n"
+    "  kiln train … --threads 2 --affinity 0-1 --workers 1\n"
     "  kiln train … --checkpoint run/ --resume\n"
     "  kiln train … --unfreeze all --lr 'slice(1e-6,1e-4)' --init stage1.safetensors",
     train_run_verb};

@@ -145,6 +145,8 @@ static bool trainer_options(Tool *tool, const TrainCommand *command, TrainSessio
   if (command->loss != NULL && !read_choice(tool, "loss", command->loss, losses, 3, &loss)) return false;
   const bool adam = optimizer == KILN_OPTIMIZER_ADAM;
   TrainerOptions *options = &session->options;
+  kiln_context_options threads;
+  if (!context_options(tool, &command->model, &threads)) return false;
   *options = (TrainerOptions){.batch = command->batch,
                               .keep_last = command->keep_last,
                               .beta2 = or_default(command->beta2, 0.99),
@@ -153,7 +155,9 @@ static bool trainer_options(Tool *tool, const TrainCommand *command, TrainSessio
                               .clip_norm = command->clip,
                               .accumulate = command->accumulate,
                               .seed = (uint64_t)command->seed,
-                              .threads = (uint32_t)(command->model.threads > 0 ? command->model.threads : 1)};
+                              .threads = threads.threads,
+                              .affinity = threads.affinity,
+                              .affinity_count = threads.affinity_count};
   options->workers = data_command_workers(&command->data, on_gpu(command) ? 0 : options->threads);
   options->step = (kiln_train_options){.loss = (kiln_loss)(loss + 1),
                                        .optimizer = (kiln_optimizer)optimizer,

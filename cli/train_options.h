@@ -2,6 +2,7 @@
 #ifndef KILN_CLI_TRAIN_OPTIONS_H
 #define KILN_CLI_TRAIN_OPTIONS_H
 
+#include "affinity.h"
 #include "data_options.h"
 #include "session/train.h"
 
@@ -44,6 +45,7 @@ typedef struct TrainCommand {
       {"memory-limit", 0, OPTION_INT, &(o).memory_limit, "BYTES", "of a step: cheap values are computed again", 1,    \
        INT64_MAX},                                                                                                    \
       {"threads", 't', OPTION_INT, &(o).model.threads, "T", "threads of a step (default: 1)", 1, 64},                 \
+      AFFINITY_OPTION((o).model)                                                                                      \
       {"precision", 0, OPTION_TEXT, &(o).model.precision, "MODE", "strict, default or fast", 0, 0},                   \
       {"cpu", 0, OPTION_TEXT, &(o).model.cpu, "LEVEL", "native, x86-64-v2, x86-64-v3 or x86-64-v4", 0, 0},            \
       {"device", 0, OPTION_TEXT, &(o).model.device, "DEVICE", "cpu (default), cuda or cuda:N, an NVIDIA GPU", 0, 0},  \

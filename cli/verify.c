@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "affinity.h"
 #include "execute.h"
 #include "ports.h"
 #include "safetensors.h"
@@ -110,8 +111,9 @@ static int verify_body(Tool *tool, void *context) {
   }
   ValueCheck *checks;
   size_t count;
-  uint32_t threads = request->model.threads > 0 ? (uint32_t)request->model.threads : 1;
-  if (!verify_values(graph, plan, executable, &inputs, threads, request->tolerance, tool->arena, tool->diag, &checks,
+  kiln_context_options options;
+  if (!context_options(tool, &request->model, &options) ||
+      !verify_values(graph, plan, executable, &inputs, options.threads, request->tolerance, tool->arena, tool->diag, &checks,
                      &count))
     return EXIT_FAILED;
   return report(tool, request, checks, count);

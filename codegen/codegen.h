@@ -24,6 +24,7 @@ typedef struct CpuOptions {
   int32_t threads;      /* compile kernels on this many threads; 0: as many as there are processors, at most 8 */
   uint32_t max_threads; /* kiln_program.max_threads; 0: CPU_DEFAULT_MAX_THREADS */
   bool embed;           /* the program refers to the symbol NAME_embedded_weights */
+  bool in_process;      /* for jit_load: entry points are compiled quickly, and are not as quick themselves */
   const char *cache_dir; /* folder that keeps objects from run to run, see codegen/cpu/object_cache.h; NULL: none */
 } CpuOptions;
 

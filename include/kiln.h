@@ -174,6 +174,9 @@ typedef struct kiln_compile_options {
    * kernels that the file has no times of are errors; the same file then gives the same program. NULL: none. */
   const char *tuning;
   int locked;
+  /* The smallest batch that matters, at most max_batch; 0: 1. Smaller ones run too, but may take as long as this one:
+   * where it pays, programs for processors then compute several images at once, one to a lane of a vector. */
+  int64_t min_batch;
 } kiln_compile_options;
 
 /* Compiles into memory and prepares the weights. All parameters must have values. The executable is independent of
@@ -202,6 +205,13 @@ typedef struct kiln_context_options {
   kiln_parallel_for parallel_for; /* the host's; NULL: a pool of `threads` owned by the context */
   void *pool;
   int64_t max_batch; /* 0: the program's */
+  /* Processors by the system's numbers: thread i of the context's own pool runs on affinity[i]; affinity_count is at
+   * least the number of threads, and what stands beyond is not used. Thread 0 is the caller's: it is kept on its
+   * processor while a run or a training step lasts, and is then free as before; a caller who keeps it there saves two
+   * system calls a run. KILN_ERROR_ARGUMENT for processors that the process may not use, the same one twice, and with
+   * `parallel_for`, whose threads are the host's. Without meaning on GPUs. NULL: wherever the system puts them. */
+  const uint32_t *affinity;
+  size_t affinity_count;
 } kiln_context_options;
 
 /* Allocates the workspace (and the pool). The executable must outlive the context. */

@@ -5,8 +5,8 @@
  * how large its elements are.
  *
  * A program is data plus code: a table of steps, each a kernel over a number of independent work items, and the
- * places of their operands. NAME_run() walks the table; a tool that wants to time, trace or check single steps
- * walks it itself with the same rules (see kiln_step).
+ * places of their operands. NAME_run() walks the table, or walks it for some images at a time (kiln_program.chunk); a
+ * tool that wants to time, trace or check single steps walks it itself with the same rules (see kiln_step).
  *
  * Threading: a kiln_program and a prepared-weights blob are read-only after preparation and may be used by any
  * number of threads at once, each with its own workspace. Nothing here allocates, locks or starts threads.
@@ -112,7 +112,10 @@ typedef struct kiln_step {
   const char *kind; /* op and algorithm: "conv2d/direct" */
   const kiln_operand *operands; /* the output, inputs, results of reductions of the output */
   uint32_t operand_count;       /* at most KILN_MAX_OPERANDS */
-  uint32_t reserved;
+  /* Above 1: this step and the following ones, so many in all, read of each other's results the same images only. They
+   * may be run for kiln_program.stretch_images images, then for the next ones: of s images from number n on, items
+   * n * items_per_batch … (n + s) * items_per_batch − 1 of each step, in order. At most KILN_MAX_STRETCH. */
+  uint32_t stretch;
   int64_t items, items_per_batch;
   int64_t scratch_bytes;  /* per thread, a multiple of KILN_ALIGNMENT */
   double flops, flops_per_batch;
@@ -120,7 +123,7 @@ typedef struct kiln_step {
   kiln_view view;         /* of the output */
 } kiln_step;
 
-enum { KILN_MAX_OPERANDS = 16 };
+enum { KILN_MAX_OPERANDS = 16, KILN_MAX_STRETCH = 8 };
 
 /* --- the program ------------------------------------------------------------------------------------- */
 
@@ -226,6 +229,18 @@ typedef struct kiln_program {
   const kiln_slot *slots;
   uint32_t slot_count;
   uint32_t group_count; /* rows of "hyper" */
+  /* Not 0: every step computes every image by itself, and NAME_run may take up to this many images at a time through
+   * all steps, each thread its own, in its own part of the workspace, without waiting for the others in between. It does
+   * so with larger batches that divide evenly. Results are those of walking the steps, to the bit. */
+  uint32_t chunk;
+  /* Images that kernels compute together: values of the workspace have room for batch + batch_unit − 1 images, which
+   * workspace_fixed and the offsets include. At least 1. */
+  uint32_t batch_unit;
+  /* Images that NAME_run takes through a stretch of steps at a time, each thread its own, when they divide the batch. So
+   * values stay in the cache between steps of a training step, whose sums over the batch do not allow chunks. 0: there
+   * are no stretches. Results are those of walking the steps, to the bit. */
+  uint32_t stretch_images;
+  uint32_t reserved2;
 } kiln_program;
 
 /* A weights file (mode `file`): this head, then prepared_bytes bytes. Little-endian. */

@@ -34,7 +34,7 @@ Graph *graph_create(Arena *arena, const char *name) {
   Graph *graph = arena_new(arena, Graph);
   graph->arena = arena;
   graph->name = name ? arena_string(arena, name) : NULL;
-  graph->max_batch = 1;
+  graph->max_batch = graph->min_batch = 1;
   return graph;
 }
 

@@ -52,7 +52,7 @@ typedef enum Algorithm {
                            those that one pass over the filters takes; 0: all of an image, and items are panels of
                            filters */
   ALGORITHM_WINOGRAD43, /* convolution: F(4×4,3×3), likewise */
-  ALGORITHM_TILES       /* convolution: products of bf16 halves in tile registers; row_chunk: rows of an item */
+  ALGORITHM_TILES       /* convolution: products of bf16 parts in tile registers; row_chunk: rows of an item */
 } Algorithm;
 
 typedef struct KernelChoice {
@@ -90,6 +90,8 @@ struct Node {
   Node *alias;     /* shares this node's storage, offset included; NULL: has its own (set by `strides`) */
   bool placed;     /* with an alias: computed straight into that memory; else an alias has no kernel */
   bool filled;     /* its inputs, all placed in it, write all of it: no kernel */
+  uint32_t stretch; /* not 0: kernels of this number, which follow each other, may compute some images at a time (set by
+                       `stretches`) */
   bool hosted;     /* computed by the kernel of inputs[0], as that makes its value (set by `ride`) */
   KernelChoice choice;
   const KernelOffers *offers; /* what `select` chose among; NULL: there was one way only */
@@ -232,6 +234,10 @@ typedef struct Graph {
   const char **labels; /* class names, or NULL */
   size_t label_count;
   int64_t max_batch; /* largest batch of a compiled program; 1 by default */
+  int64_t min_batch; /* smallest that it is made for, 1 by default: smaller ones may take as long as this one */
+  bool batch_blocked; /* inference on values with images side by side: see the pass `batch_blocks` */
+  int64_t stretch_images; /* images of which kernels of a stretch take all before the next ones; 0: no stretches */
+  int64_t chunk;      /* images that a thread takes through all kernels at a time, 0: all by all; see the pass `chunk` */
 
   /* The places of the workspace, set by `memory`. */
   int64_t workspace_fixed, workspace_per_batch, prepared_bytes, prepare_scratch;

@@ -4,6 +4,8 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "graph.h"
+
 /* The one op table. Element-wise ops work on any layout as long as all operands of rank 4 share it. */
 static const OpInfo infos[OP_COUNT] = {
 #define OP(ENUM, op_name, least, most, attributes, op_layouts, rule) \
@@ -94,6 +96,23 @@ static void collect_names(void) {
 const OpInfo *op_info(OpCode op) {
   assert((unsigned)op < OP_COUNT);
   return &infos[op];
+}
+
+bool node_joins_images(const Node *node) {
+  const int32_t last = node->op_input_count - 1;
+  switch (node->op) {
+    case OP_BATCH_NORM:
+      return node->attrs.training;
+    case OP_BATCH_NORM_GRAD_INPUT:
+      return true;
+    case OP_DROPOUT: /* a generator's numbers belong to places in the batch */
+      return last > 0;
+    case OP_MAX_GRAD: /* of a maximum or mean over the batch */
+    case OP_MEAN_GRAD:
+      return !shape_batched(&node->inputs[last]->shape);
+    default:
+      return false;
+  }
 }
 
 OpCode op_find(const char *name) {

@@ -68,6 +68,9 @@ OpCode op_find(const char *name);
 /* Names of all ops that a description may use, for "did you mean". */
 const char *const *op_names(size_t *out_count);
 
+/* Whether an image's part of the node's value may depend on other images, or on which or how many there are. Only values
+ * without a batch do so besides: what else has a batch is computed image by image. */
+bool node_joins_images(const struct Node *node);
 static inline bool op_is_elementwise(OpCode op) {
   OpKind kind = op_info(op)->kind;
   return kind == OP_KIND_UNARY || kind == OP_KIND_BINARY;

@@ -212,6 +212,10 @@ static bool parse_suffix(Parser *parser, Node *node) {
       node->filled = true;
     } else if (parser_accept_word(parser, "hosted")) {
       node->hosted = true;
+    } else if (parser_accept_word(parser, "stretch")) {
+      int64_t stretch = 0;
+      valid = parser_expect_integer(parser, 1, UINT32_MAX, &stretch);
+      node->stretch = (uint32_t)stretch;
     } else if (parser_accept_word(parser, "choice")) {
       valid = parse_choice(parser, &node->choice);
     } else if (parser_accept_word(parser, "layer")) {
@@ -221,7 +225,7 @@ static bool parse_suffix(Parser *parser, Node *node) {
     } else if (token.kind == TOKEN_WORD && layout_parse(token.text, &node->layout)) {
       lexer_next(&parser->lexer);
     } else {
-      return parser_expected(parser, "a layout, '@', alias, placed, filled, hosted, choice, layer or the end of the line");
+      return parser_expected(parser, "a layout, '@', alias, placed, filled, hosted, stretch, choice, layer or the end of the line");
     }
     if (!valid) return false;
   }
@@ -620,7 +624,8 @@ static bool parse_memory(Parser *parser) {
 static bool parse_statement(Parser *parser) {
   static const char *const known[] = {"input", "parameter", "output", "hook_output", "layer",   "value",
                                       "hook",  "group",     "labels", "max_batch",   "next_id", "memory", "gradient",
-                                      "update", "objective", "train", "slot", "group_rows", "recompute"};
+                                      "update", "objective", "train", "slot", "group_rows", "recompute",
+                                      "min_batch", "batch_blocked", "chunk", "stretch_images"};
   const Token token = *parser_token(parser);
   if (token.kind == TOKEN_VALUE) return parse_operation(parser);
   const char *word = NULL;
@@ -669,6 +674,14 @@ static bool parse_statement(Parser *parser) {
       return parser_expect_int32(parser, &parser->graph->group_rows);
     case 18:
       return parser_expect_integer(parser, 0, INT64_MAX, &parser->graph->recompute);
+    case 19:
+      return parser_expect_integer(parser, 1, INT64_MAX, &parser->graph->min_batch);
+    case 20:
+      return parser->graph->batch_blocked = true;
+    case 21:
+      return parser_expect_integer(parser, 0, INT32_MAX, &parser->graph->chunk);
+    case 22:
+      return parser_expect_integer(parser, 0, INT32_MAX, &parser->graph->stretch_images);
     default:
       break;
   }

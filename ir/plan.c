@@ -188,6 +188,7 @@ void plan_print(Text *text, const Plan *plan) {
   text_format(text, "workspace %lld bytes + %lld per image, prepared %lld bytes, scratch of preparation %lld bytes\n",
               (long long)plan->workspace_fixed, (long long)plan->workspace_per_batch, (long long)plan->prepared_bytes,
               (long long)plan->prepare_scratch);
+  if (plan->chunk > 0) text_format(text, "up to %lld images at a time through all kernels of a run\n", (long long)plan->chunk);
   text_format(text, "%zu kernels, %zu distinct codes\n", plan->kernel_count, codes);
   print_ports(text, "input", plan->inputs, plan->input_count, 0);
   print_ports(text, "parameter", plan->parameters, plan->parameter_count, 0);

@@ -39,6 +39,7 @@ typedef struct PlanKernel {
    * attributes, shapes, layouts, strides, epilogue, reductions. Equal to its own index when it is the first. */
   uint32_t code;
   double flops, flops_fixed; /* per image; independent of the batch */
+  uint32_t stretch; /* not 0: of the kernels of this number, some images at a time may be computed: Plan.stretch_images */
 } PlanKernel;
 
 typedef struct PlanPort {
@@ -59,12 +60,15 @@ typedef struct Plan {
   size_t input_count, output_count, parameter_count;
   size_t hook_output_count; /* the last outputs */
   bool fixed_batch;         /* batched values of the workspace lie in its fixed part, for max_batch images */
+  int32_t batch_unit;       /* images that kernels compute together; the fixed part ends with room for so many, less one */
   const StateSlot *slots;   /* of a training step: what lies where in a row of the parameter `state` */
   size_t slot_count;
   int32_t group_rows; /* rows of `hyper`; 0: no training step */
   int64_t workspace_fixed, workspace_per_batch, prepared_bytes, prepare_scratch;
   const char *metadata; /* JSON, see kiln_program.metadata; never NULL */
   uint64_t identity; /* hash of everything above: names the prepared weights that fit */
+  int64_t stretch_images; /* 0: there are no stretches */
+  int64_t chunk;     /* images that a thread may take through all kernels of a run at a time; 0: no such way */
 } Plan;
 
 /* A table of kernels with buffers, for `--emit=plan`. */

@@ -187,6 +187,7 @@ static void print_suffix(Printer *printer, const Node *node) {
   }
   if (node->filled) text_add(text, " filled");
   if (node->hosted) text_add(text, " hosted");
+  if (node->stretch) text_format(text, " stretch %u", node->stretch);
   print_choice(text, &node->choice);
   if (node->layer != LAYER_NONE && node->op != OP_PARAMETER) text_format(text, " layer %u", node->layer);
 }
@@ -335,6 +336,10 @@ static void print_settings(Printer *printer) {
     if (graph->nodes[i]->id >= next_id) next_id = graph->nodes[i]->id + 1;
   }
   if (graph->max_batch != 1) text_format(text, "  max_batch %lld\n", (long long)graph->max_batch);
+  if (graph->min_batch != 1) text_format(text, "  min_batch %lld\n", (long long)graph->min_batch);
+  if (graph->batch_blocked) text_add(text, "  batch_blocked\n");
+  if (graph->stretch_images != 0) text_format(text, "  stretch_images %lld\n", (long long)graph->stretch_images);
+  if (graph->chunk != 0) text_format(text, "  chunk %lld\n", (long long)graph->chunk);
   if (graph->next_id != next_id) text_format(text, "  next_id %u\n", graph->next_id);
   if (graph->workspace_fixed || graph->workspace_per_batch || graph->prepared_bytes || graph->prepare_scratch) {
     text_add(text, "  memory");

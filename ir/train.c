@@ -68,6 +68,16 @@ void graph_add_update(Graph *graph, int32_t parameter, Node *node) {
 
 bool graph_fixes_batch(const Graph *graph) { return graph->update_count > 0; }
 
+int32_t graph_batch_unit(const Graph *graph) {
+  int32_t unit = 1;
+  if (graph_fixes_batch(graph)) return unit;
+  for (size_t i = 0; i < graph->node_count; i++) {
+    const Layout layout = graph->nodes[i]->layout;
+    if (layout.kind == LAYOUT_BATCH_BLOCK && layout.block > unit) unit = layout.block;
+  }
+  return unit;
+}
+
 bool *graph_mark_updated(const Graph *graph, Arena *arena) {
   bool *updated = arena_array(arena, graph->next_id, bool);
   for (size_t i = 0; i < graph->update_count; i++) {

@@ -75,6 +75,9 @@ enum { TRAIN_MAX_GROUPS = 8 };
  * to BATCH_UNIT: layouts may keep that many images together. */
 enum { BATCH_UNIT = 16 };
 bool graph_fixes_batch(const Graph *graph);
+/* How many images kernels of inference compute together: 1, or where values are batch-blocked the block. Values of the
+ * workspace then have room for as many more images, less one: see kiln_program.batch_unit. Requires layouts. */
+int32_t graph_batch_unit(const Graph *graph);
 
 /* Asks for a training step; the request is copied. Unknown values and losses that do not fit are reported. */
 bool graph_request_training(Graph *graph, const TrainRequest *request, Diag *diag);

@@ -121,12 +121,17 @@ static const LayoutName layout_names[] = {
     [LAYOUT_MATRIX_BLOCK] = {"oi", "o", true},   [LAYOUT_VECTOR_BLOCK] = {"c", "", true},
     [LAYOUT_FILTER_WINOGRAD2] = {"wino23o", "", true},  [LAYOUT_FILTER_WINOGRAD4] = {"wino43o", "", true},
     [LAYOUT_TILES_WINOGRAD2] = {"tiles23c", "", true},  [LAYOUT_TILES_WINOGRAD4] = {"tiles43c", "", true},
-    [LAYOUT_FILTER_HALVES] = {"bf16x2o", "", true},
+    [LAYOUT_FILTER_HALVES] = {"bf16x2o", "", true},     [LAYOUT_FILTER_THIRDS] = {"bf16x3o", "", true},
+    [LAYOUT_FILTER_TILES] = {"f32o", "", true},
     [LAYOUT_FILTER_LAST] = {"ohwi", "", true},
     [LAYOUT_BATCH_BLOCK] = {"n", "chw", true},
 };
 
 enum { LAYOUT_COUNT = sizeof layout_names / sizeof layout_names[0], LARGEST_BLOCK = 1024 };
+
+int32_t layout_parts(Layout layout) {
+  return layout.kind == LAYOUT_FILTER_HALVES ? 2 : layout.kind == LAYOUT_FILTER_THIRDS ? 3 : 0;
+}
 
 DataType layout_stored_type(Layout layout, DataType type) {
   return layout.element != DTYPE_F32 ? layout.element : type;

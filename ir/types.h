@@ -81,6 +81,8 @@ typedef enum LayoutKind {
   LAYOUT_TILES_WINOGRAD4,  /* "tiles43c16": the same for F(4×4,3×3) */
   LAYOUT_FILTER_HALVES, /* "bf16x2o32": filters [K,C,R,S], K and C multiples of 32, as [K/32][C/32][R][S] tiles of bf16
                            halves of their numbers: see codegen/cpu/conv_tiles.c */
+  LAYOUT_FILTER_THIRDS, /* "bf16x3o32": the same with three parts of a number, which are all of its bits */
+  LAYOUT_FILTER_TILES, /* "f32o16": the same filters as [K/16][C/32][R][S] tiles of f32, [32][16], split by kernels */
   LAYOUT_BATCH_BLOCK, /* "n16chw": [N/b][…][b], b images side by side; any rank from 1, the first dimension the batch */
   LAYOUT_FILTER_LAST, /* "ohwi4": filters [K,C,R,S] as [K][R][S][C], C padded with zeros to a multiple of b */
 } LayoutKind;
@@ -94,6 +96,8 @@ typedef struct Layout {
 } Layout;
 
 /* The type of a value's elements in memory, and its size. */
+/* Numbers of bf16 that stand for one of f32: 2 or 3; 0: elements are whole. */
+int32_t layout_parts(Layout layout);
 DataType layout_stored_type(Layout layout, DataType type);
 int64_t layout_stored_bytes(Layout layout, DataType type);
 bool layout_equal(Layout a, Layout b);

@@ -204,6 +204,7 @@ static bool check_layout(const Verifier *verifier, const Node *node) {
       [LAYOUT_FILTER_WINOGRAD2] = {4, true}, [LAYOUT_FILTER_WINOGRAD4] = {4, true},
       [LAYOUT_TILES_WINOGRAD2] = {4, true},  [LAYOUT_TILES_WINOGRAD4] = {4, true},
       [LAYOUT_FILTER_LAST] = {4, true},      [LAYOUT_FILTER_HALVES] = {4, true},
+      [LAYOUT_FILTER_TILES] = {4, true},     [LAYOUT_FILTER_THIRDS] = {4, true},
       [LAYOUT_BATCH_BLOCK] = {-1, true},
   };
   const Layout layout = node->layout;
@@ -238,8 +239,9 @@ static bool storage_extent(const Node *node, int64_t *out_first, int64_t *out_la
     int64_t count = node->shape.dims[d] == DIM_BATCH ? 1 : node->shape.dims[d];
     const bool tiles = layout_is_winograd_tiles(kind), filter = winograd_outputs(kind) > 0 && !tiles;
     const bool split = ((kind == LAYOUT_CHANNEL_BLOCK || tiles) && d == 1) ||
-                       ((kind == LAYOUT_FILTER_BLOCK || kind == LAYOUT_FILTER_HALVES || kind == LAYOUT_MATRIX_BLOCK || kind == LAYOUT_BATCH_BLOCK ||
-                         filter) &&
+                       ((kind == LAYOUT_FILTER_BLOCK || layout_parts(node->layout) > 0 || kind == LAYOUT_FILTER_TILES ||
+                         kind == LAYOUT_MATRIX_BLOCK ||
+                         kind == LAYOUT_BATCH_BLOCK || filter) &&
                         d == 0);
     if ((tiles || filter) && d >= 2) count = winograd_outputs(kind) + WINOGRAD_TAPS - 1;
     if (split) count = ceil_div(count, node->layout.block);
@@ -351,6 +353,26 @@ static bool check_hosted(const Verifier *verifier, const Node *node) {
     return broken(verifier, node, "hosted", "the kernel of %%%u has %lld parts, found %lld", host->id,
                   (long long)parts, (long long)node->attrs.parts);
   }
+  return true;
+}
+
+/* Nodes of a stretch have a part per image, and follow each other but for those without a kernel. */
+static bool check_stretches(const Verifier *verifier) {
+  const Graph *graph = verifier->graph;
+  uint32_t current = 0, largest = 0;
+  for (size_t i = 0; i < graph->node_count; i++) {
+    const Node *node = graph->nodes[i];
+    if (!node_has_kernel(node) && node->stretch == 0) continue;
+    if (node->stretch != 0 && (!shape_batched(&node->shape) || !node_has_kernel(node)))
+      return broken(verifier, node, "stretch", "only kernels of values with a batch compute some images at a time");
+    if (node->stretch != current && node->stretch != 0 && node->stretch <= largest)
+      return broken(verifier, node, "stretch", "other kernels stand between those of stretch %u", node->stretch);
+    current = node->stretch;
+    if (current > largest) largest = current;
+  }
+  if (largest > 0 && graph->stretch_images < 1)
+    return graph_broken(verifier, "stretch", "there are stretches, but stretch_images is %lld",
+                        (long long)graph->stretch_images);
   return true;
 }
 
@@ -469,6 +491,10 @@ bool graph_verify(const Graph *graph, const char *pass, Diag *diag) {
     return graph_broken(&verifier, "batch", "the maximum batch must be at least 1, found %lld",
                         (long long)graph->max_batch);
   }
+  if (graph->min_batch < 1 || graph->min_batch > graph->max_batch) {
+    return graph_broken(&verifier, "batch", "the minimum batch must be from 1 to the maximum %lld, found %lld",
+                        (long long)graph->max_batch, (long long)graph->min_batch);
+  }
   if (!check_ids(&verifier)) return false;
   bool valid = check_names(&verifier);
   /* A node whose operands or shape cannot be trusted ends the check: rules would read them. */
@@ -487,6 +513,7 @@ bool graph_verify(const Graph *graph, const char *pass, Diag *diag) {
       valid = false;
   }
   if (!check_outputs(&verifier)) valid = false;
+  if (valid && !check_stretches(&verifier)) valid = false;
   if (!check_ports(&verifier)) valid = false;
   if (!check_updates(&verifier)) valid = false;
   return valid;

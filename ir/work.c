@@ -4,6 +4,7 @@
 #include "winograd.h"
 
 enum {
+  TILES_PANEL = 32,        /* output channels of an item in tile registers */
   PART_ELEMENTS = 512,     /* fewer cost more to begin and to end than to reduce */
   ROW_ELEMENTS = 4096,     /* of an item of rows */
   FREE_ELEMENTS = 1 << 18, /* of a part that is no item */
@@ -11,11 +12,23 @@ enum {
   MOMENT_PLANE = 32        /* smaller planes are read again sooner than their moments are written and read */
 };
 
-DirectWork work_direct(const Shape *output, int32_t output_block, int32_t filter_block, int64_t groups,
+int32_t work_lanes(Layout output, int32_t filter_block, const KernelChoice *choice) {
+  if (output.kind == LAYOUT_CHANNEL_BLOCK) return output.block;
+  return choice->tile_blocks > 0 ? filter_block / choice->tile_blocks : filter_block;
+}
+
+bool work_along_rows(const Attrs *attrs, const Shape *filter, const Shape *output) {
+  enum { MOST_TAPS = 25, LEAST_WIDTH = 4 };
+  const int64_t *out = output->dims, *taps = &filter->dims[2];
+  return attrs->stride.values[1] == 1 && taps[0] <= MOST_TAPS && taps[1] <= MOST_TAPS &&
+         taps[0] * taps[1] <= MOST_TAPS && out[1] > 0 && out[2] > 0 && out[3] >= LEAST_WIDTH;
+}
+
+DirectWork work_direct(const Shape *output, int32_t lanes, int32_t filter_block, int64_t groups,
                        const KernelChoice *choice) {
   const int64_t filters = output->dims[1], height = output->dims[2], width = output->dims[3];
-  const int64_t blocks = ceil_div(filters, output_block), panel_blocks = filter_block / output_block;
-  const bool narrow_groups = groups > 1 && filters / groups / output_block % panel_blocks != 0;
+  const int64_t blocks = ceil_div(filters, lanes), panel_blocks = filter_block / lanes;
+  const bool narrow_groups = groups > 1 && filters / groups / lanes % panel_blocks != 0;
   DirectWork work = {.unit_blocks = narrow_groups ? 1 : panel_blocks};
   const int64_t rows = (choice->tile_pixels > 0 ? choice->tile_pixels : 4) / width;
   work.units = ceil_div(blocks, work.unit_blocks);
@@ -79,8 +92,7 @@ static int64_t conv2d_parts(const Node *node) {
     case ALGORITHM_WINOGRAD43:
       return winograd_parts(node);
     case ALGORITHM_TILES:
-      return node->shape.dims[1] / node->inputs[1]->layout.block *
-             ceil_div(node->shape.dims[2], node->choice.row_chunk);
+      return node->shape.dims[1] / TILES_PANEL * ceil_div(node->shape.dims[2], node->choice.row_chunk);
     default:
       return 0;
   }

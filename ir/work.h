@@ -16,6 +16,12 @@ int64_t moment_rows(int64_t height, int64_t parts);
 /* Whether no part is empty. */
 bool moment_parts_fit(int64_t height, int64_t parts);
 
+/* Output channels in a vector of a convolution whose filters are blocked; they need not fill the target's vector. */
+int32_t work_lanes(Layout output, int32_t filter_block, const KernelChoice *choice);
+
+/* Whether a convolution of plain images can run along rows, from an input whose halo holds the padding. */
+bool work_along_rows(const Attrs *attrs, const Shape *filter, const Shape *output);
+
 /* The parts of a convolution's division that its kernel needs as well. */
 typedef struct DirectWork {
   int64_t units;       /* groups of blocks of output channels */
@@ -25,8 +31,8 @@ typedef struct DirectWork {
   int64_t row_chunks;
 } DirectWork;
 
-/* `filter` and `output` with their layouts: blocked by filters, and by channels. */
-DirectWork work_direct(const Shape *output, int32_t output_block, int32_t filter_block, int64_t groups,
+/* `lanes`: channels in a vector. */
+DirectWork work_direct(const Shape *output, int32_t lanes, int32_t filter_block, int64_t groups,
                        const KernelChoice *choice);
 
 /* Element-wise ops with reductions: `rows` rows of an image of blocked or plain channels, or of its last dimension. */

@@ -3,14 +3,18 @@
  *   %y = conv2d %x, %w, %b : f32[N,64,56,56] plain
  *     → %1 = convert %w : oihw32o;  %2 = convert %b : c16;  %y = conv2d %x, %1, %2 : f32[N,64,56,56] nchw16c
  *
- * b is the number of f32 lanes of a vector. Convolutions produce channel-blocked values, and what flows from them
- * through pooling, element-wise and similar ops stays blocked; everything else is plain. Filters, biases and
- * per-channel operands are converted once, when weights are prepared. An image of less than b channels that feeds a
- * convolution stays plain: blocking would only add zeros. Graph inputs have no halo, so such a convolution with
- * padding reads a plain copy that has one.
+ * b is the number of f32 lanes of a vector. An image is plain, in blocks of b, b/2 or b/4 channels, or has its channels
+ * last: whatever makes the sum of all kernels and conversions small (layout_choice.c, layout_cost.c). As a rule
+ * convolutions produce blocks of b channels, and what flows from them through pooling, element-wise and similar ops
+ * stays blocked; a few output channels of a large image are computed plain, where vectors run along rows, and what is
+ * permuted from [N,H,W,C] has its channels last without a copy. Everything that is no image is plain. Filters, biases
+ * and per-channel operands are converted once, when weights are prepared. An image of less than b channels that feeds a
+ * convolution may stay plain: blocking would only add zeros. Graph inputs have no halo, so such a convolution with
+ * padding reads a copy that has one.
  *
- * The choice is greedy in topological order. Blocked direct convolution follows Georganas et al., "Anatomy of
- * High-Performance Deep Learning Convolutions on SIMD Architectures" (arXiv 1808.05567).
+ * Blocked direct convolution follows Georganas et al., "Anatomy of High-Performance Deep Learning Convolutions on SIMD
+ * Architectures" (arXiv 1808.05567); choosing layouts over the graph Liu et al., "Optimizing CNN Model Inference on
+ * CPUs" (arXiv 1809.02697).
  *
  * Requires: lower, expand_bn (inference). Guarantees: inputs have layouts that the op's kernels take; outputs are
  * plain values of their own, not parameters, inputs or prepared; no kernel of a run reads a parameter as loaded. */
@@ -21,6 +25,7 @@
 #include "base/checked.h"
 #include "passes.h"
 #include "stats.h"
+#include "work.h"
 
 enum { DEFAULT_LANES = 16 };
 
@@ -36,16 +41,17 @@ static int32_t choose_tile_blocks(int64_t channels_per_group, int32_t lanes) {
 
 /* Four blocks where the registers hold enough pixels beside them and an input value is used by a single tap, or by few
  * channels: what is read is mostly input then, which more blocks share. With more taps it is mostly filters, which more
- * pixels share. */
+ * pixels share. Also four where multiply-adds are not fused: such instructions cannot keep the units of additions busy,
+ * which the broadcast of a value by a shuffle takes time from. Three rather than one where blocks are odd. */
 static int32_t choose_conv_blocks(const Node *node, const Target *target, int32_t lanes) {
   enum { WIDE_BLOCKS = 4, WIDE_REGISTERS = 32 };
   const int64_t channels = node->shape.dims[1] / node->attrs.groups;
   const int64_t *taps = &node->inputs[1]->shape.dims[2];
+  const int64_t vectors = ceil_div(channels, lanes);
   const bool input_bound = (taps[0] == 1 && taps[1] == 1) || node->inputs[0]->shape.dims[1] < lanes;
-  if (input_bound && target && target->vector_registers >= WIDE_REGISTERS &&
-      ceil_div(channels, lanes) % WIDE_BLOCKS == 0)
-    return WIDE_BLOCKS;
-  return choose_tile_blocks(channels, lanes);
+  const bool wide = target && ((input_bound && target->vector_registers >= WIDE_REGISTERS) || !target->fma);
+  if (wide && vectors % WIDE_BLOCKS == 0) return WIDE_BLOCKS;
+  return vectors % 2 != 0 && vectors % 3 == 0 ? 3 : choose_tile_blocks(channels, lanes);
 }
 
 /* --- operands that broadcast over a blocked value ---------------------------------------------------- */
@@ -61,13 +67,6 @@ static OperandClass classify_operand(const Shape *operand, const Shape *value) {
   if (operand->rank < 3 || operand->rank > 4 || operand->dims[operand->rank - 3] != value->dims[1])
     return OPERAND_OTHER;
   return OPERAND_IMAGE;
-}
-
-static bool operands_fit(const Node *node, int32_t first) {
-  for (int32_t i = first; i < node->input_count; i++)
-    if (node->inputs[i]->dtype != DTYPE_F32 || classify_operand(&node->inputs[i]->shape, &node->shape) == OPERAND_OTHER)
-      return false;
-  return true;
 }
 
 /* --- forms of values --------------------------------------------------------------------------------- */
@@ -114,20 +113,26 @@ bool need_plain(LayoutState *state, Node *node) {
   return true;
 }
 
-/* Inputs from `first` on become operands of a blocked kernel; [C,1,1] becomes [1,C,1,1] so that it can be blocked. */
+/* Rank 4: [C,1,1] becomes [1,C,1,1]. */
+static bool need_image(LayoutState *state, Node *node, int32_t i, Layout layout) {
+  Node *value = node->inputs[i];
+  if (value->shape.rank == 4) return need_layout(state, node, i, layout);
+  Shape shape = {.rank = 4, .dims = {1, value->shape.dims[0], value->shape.dims[1], value->shape.dims[2]}};
+  Node *form = form_make(state, value, &shape, layout, node);
+  if (!form) return false;
+  node->inputs[i] = form;
+  return true;
+}
+
+/* Inputs from `first` on become operands of a kernel whose channels lie together. Where they are last, a number for
+ * each channel may be plain. */
 static bool need_operands(LayoutState *state, Node *node, int32_t first) {
-  const Layout block = {LAYOUT_CHANNEL_BLOCK, state->lanes};
   for (int32_t i = first; i < node->input_count; i++) {
-    Node *value = node->inputs[i];
-    bool scalar = classify_operand(&value->shape, &node->shape) == OPERAND_SCALAR;
-    if (scalar || value->shape.rank == 4) {
-      if (!need_layout(state, node, i, scalar ? plain : block)) return false;
-      continue;
-    }
-    Shape shape = {.rank = 4, .dims = {1, value->shape.dims[0], value->shape.dims[1], value->shape.dims[2]}};
-    Node *form = form_make(state, value, &shape, block, node);
-    if (!form) return false;
-    node->inputs[i] = form;
+    const Shape *shape = &node->inputs[i]->shape;
+    bool small = classify_operand(shape, &node->shape) == OPERAND_SCALAR;
+    if (node->layout.kind == LAYOUT_CHANNEL_LAST)
+      small = small || (shape->dims[shape->rank - 1] == 1 && shape->dims[shape->rank - 2] == 1);
+    if (!(small ? need_layout(state, node, i, plain) : need_image(state, node, i, node->layout))) return false;
   }
   return true;
 }
@@ -139,45 +144,70 @@ static bool is_depthwise(const Node *node) {
          node->attrs.groups == node->shape.dims[1];
 }
 
-/* Why the blocked kernels do not take this convolution, or NULL. */
-static const char *conv_obstacle(const Node *node, int32_t lanes) {
-  int64_t groups = node->attrs.groups, in = node->inputs[0]->shape.dims[1], out = node->shape.dims[1];
+/* Why no kernel with channels together takes this convolution. */
+static const char *conv_obstacle(const Node *node) {
   for (int32_t i = 0; i < node->op_input_count; i++)
     if (node->inputs[i]->dtype != DTYPE_F32) return "An operand is not f32.";
-  if (!operands_fit(node, node->op_input_count)) return "An epilogue operand does not broadcast over channels.";
-  if (groups > 1 && !is_depthwise(node) && (in / groups % lanes || out / groups % lanes))
-    return "The channels of a group are no multiple of the block.";
-  return NULL;
+  for (int32_t i = node->op_input_count; i < node->input_count; i++)
+    if (node->inputs[i]->dtype != DTYPE_F32 || classify_operand(&node->inputs[i]->shape, &node->shape) == OPERAND_OTHER)
+      return "An epilogue operand does not broadcast over channels.";
+  return "The channels of a group are no multiple of a block.";
 }
 
-static bool layout_conv2d(LayoutState *state, Node *node) {
-  int32_t lanes = state->lanes;
-  const char *reason = conv_obstacle(node, lanes);
-  if (reason) {
-    node->choice.algorithm = ALGORITHM_REFERENCE;
-    node_decide(state->graph, node, "layout", "plain", "channel-blocked", reason);
-    return need_plain(state, node);
-  }
-  bool depthwise = is_depthwise(node), grouped = node->attrs.groups > 1;
-  node->layout = (Layout){LAYOUT_CHANNEL_BLOCK, lanes};
-  node->choice.tile_blocks = depthwise ? 1 : choose_conv_blocks(node, state->target, lanes);
+/* The halo of a graph's input, or of what is another view of it, is that of a copy. */
+static bool has_no_halo(const Node *input) { return input->layout.kind == LAYOUT_PLAIN || input->op == OP_PERMUTE; }
 
-  Node *input = node->inputs[0];
+static bool conv_is_padded(const Node *node) {
   const int64_t *padding = node->attrs.padding.values;
-  bool padded = padding[0] || padding[1] || padding[2] || padding[3];
-  if (!is_blocked(input) && !grouped && input->shape.dims[1] < lanes) {
-    Node *form = input;
-    if (padded || input->op == OP_PARAMETER) form = form_make(state, input, &input->shape, plain, node);
-    if (!form) return false;
-    node->inputs[0] = form;
-    node_decide(state->graph, node, "layout", "channel-blocked output, plain input", "channel-blocked input",
-                arena_format(state->graph->arena, "Blocks of %d would be mostly zeros with %lld input channels.", lanes,
-                             (long long)input->shape.dims[1]));
-  } else {
-    if (!need_layout(state, node, 0, node->layout)) return false;
-    node_decide(state->graph, node, "layout", "channel-blocked", "plain",
-                "A vector holds one pixel of a channel block.");
+  return padding[0] || padding[1] || padding[2] || padding[3];
+}
+
+static bool layout_conv_input(LayoutState *state, Node *node, ImageForm made) {
+  Node *input = node->inputs[0];
+  const ImageForm lies = form_of(input->layout, state->lanes),
+                  read = lies < FORM_COUNT ? operand_form(&state->choice.model, node, 0, lies, made) : made;
+  if (read != lies || !(read == FORM_PLAIN || read == FORM_LAST))
+    return need_layout(state, node, 0, form_layout(read, state->lanes));
+  if (read == FORM_PLAIN)
+    node_decide(state->graph, node, "layout", "plain input", "channel-blocked input",
+                arena_format(state->graph->arena, "Blocks of %d would be mostly zeros with %lld input channels.",
+                             (int)state->lanes, (long long)input->shape.dims[1]));
+  if (!(conv_is_padded(node) && has_no_halo(input)) && input->op != OP_PARAMETER) return true;
+  Node *form = form_make(state, input, &input->shape, input->layout, node);
+  if (!form) return false;
+  node->inputs[0] = form;
+  return true;
+}
+
+/* Along rows the padding is read from a halo. What is prepared needs no haste. */
+static bool pad_plain_input(LayoutState *state, Node *node) {
+  Node *input = node->inputs[0];
+  if (!conv_is_padded(node) || state->prepared[node->id] || !is_image_value(input) ||
+      !work_along_rows(&node->attrs, &node->inputs[1]->shape, &node->shape))
+    return true;
+  const bool source = input->op != OP_CONVERT;
+  Node *copy = source ? form_make(state, input, &input->shape, plain, node)
+                      : rewrite_make(&state->rewrite, OP_CONVERT, NULL, &input, 1, node);
+  if (!copy) return false;
+  copy->layout = plain;
+  node->inputs[0] = copy;
+  return true;
+}
+
+static bool layout_conv2d(LayoutState *state, Node *node, ImageForm made) {
+  if (made == FORM_PLAIN) {
+    node->choice.algorithm = ALGORITHM_REFERENCE;
+    if (node_forms(node, state->lanes) == FORM_BIT(FORM_PLAIN))
+      node_decide(state->graph, node, "layout", "plain", "channel-blocked", conv_obstacle(node));
+    return need_plain(state, node) && pad_plain_input(state, node);
   }
+  bool depthwise = is_depthwise(node);
+  node->layout = form_layout(made, state->lanes);
+  const int32_t lanes = made == FORM_LAST
+                            ? last_lanes(node->shape.dims[1], depthwise ? 1 : node->attrs.groups, state->lanes)
+                            : node->layout.block;
+  node->choice.tile_blocks = depthwise ? 1 : choose_conv_blocks(node, state->target, lanes);
+  if (!layout_conv_input(state, node, made)) return false;
   if (!need_layout(state, node, 1, (Layout){LAYOUT_FILTER_BLOCK, lanes * node->choice.tile_blocks})) return false;
   if (node->op_input_count > 2 && !need_layout(state, node, 2, (Layout){LAYOUT_VECTOR_BLOCK, lanes})) return false;
   return need_operands(state, node, node->op_input_count);
@@ -197,39 +227,22 @@ static bool layout_linear(LayoutState *state, Node *node) {
   return true;
 }
 
-/* --- ops that can work on blocked values ------------------------------------------------------------- */
+/* --- other ops --------------------------------------------------------------------------------------- */
 
-static bool wants_blocked(const Node *node, int32_t lanes) {
-  if (node->shape.rank != 4 || node->dtype != DTYPE_F32) return false;
-  if (op_is_elementwise(node->op)) {
-    bool any = false;
-    for (int32_t i = 0; i < node->input_count; i++) any = any || is_blocked(node->inputs[i]);
-    /* a blocked value that is broadcast over a larger plain one does not decide */
-    for (int32_t i = 0; any && i < node->input_count; i++)
-      if (shape_equal(&node->inputs[i]->shape, &node->shape) && is_blocked(node->inputs[i]))
-        return operands_fit(node, 0);
-    return false;
-  }
-  if (node->op == OP_DROPOUT && node->op_input_count > 1) return false;
-  if (node->op == OP_CONCAT) {
-    int64_t dim = node->attrs.dim < 0 ? node->attrs.dim + 4 : node->attrs.dim;
-    bool any = false;
-    for (int32_t i = 0; i < node->op_input_count; i++) {
-      if (node->inputs[i]->shape.dims[1] % lanes) return false;
-      any = any || is_blocked(node->inputs[i]);
-    }
-    return dim == 1 && any && operands_fit(node, node->op_input_count);
-  }
-  if (node->op == OP_BATCH_NORM || op_info(node->op)->layouts != LAYOUTS_IMAGE) return false;
-  return is_blocked(node->inputs[0]) && operands_fit(node, node->op_input_count);
-}
-
-static bool layout_blocked(LayoutState *state, Node *node) {
-  node->layout = (Layout){LAYOUT_CHANNEL_BLOCK, state->lanes};
+static bool layout_image(LayoutState *state, Node *node, ImageForm made) {
+  node->layout = form_layout(made, state->lanes);
   if (op_is_elementwise(node->op)) return need_operands(state, node, 0);
   for (int32_t i = 0; i < node->op_input_count; i++)
     if (!need_layout(state, node, i, node->layout)) return false;
   return need_operands(state, node, node->op_input_count);
+}
+
+/* Channels last are the order in memory of plain [N,H,W,C]. */
+static bool layout_permute(LayoutState *state, Node *node, ImageForm made) {
+  const ImageForm lies = form_of(node->inputs[0]->layout, state->lanes),
+                  read = lies < FORM_COUNT ? operand_form(&state->choice.model, node, 0, lies, made) : FORM_PLAIN;
+  node->layout = form_layout(made, state->lanes);
+  return need_layout(state, node, 0, form_layout(read, state->lanes));
 }
 
 /* Statistics are taken of the value as it lies: nothing is moved for them. */
@@ -244,13 +257,15 @@ static bool layout_node(LayoutState *state, Node *node) {
   if (node->op == OP_CONVERT) return need_layout(state, node, 0, node->inputs[0]->layout);
   node->layout = plain;
   if (node->op == OP_INPUT || node->op == OP_PARAMETER) return true;
-  if (node->op == OP_CONV2D) return layout_conv2d(state, node);
+  const ImageForm made = state->choice.forms[node->id];
+  if (node->op == OP_CONV2D) return layout_conv2d(state, node, made);
   if (node->op == OP_LINEAR) return layout_linear(state, node);
   if (node->op == OP_STATS_PARTIAL) return layout_stats(state, node);
-  if (wants_blocked(node, state->lanes)) return layout_blocked(state, node);
+  if (node->op == OP_PERMUTE && node->epilogue_count == 0) return layout_permute(state, node, made);
+  if (made != FORM_PLAIN) return layout_image(state, node, made);
   bool converted = false;
-  for (int32_t i = 0; i < node->input_count; i++) converted = converted || is_blocked(node->inputs[i]);
-  if (converted)
+  for (int32_t i = 0; i < node->input_count; i++) converted = converted || node->inputs[i]->layout.kind != LAYOUT_PLAIN;
+  if (converted && node_forms(node, state->lanes) == FORM_BIT(FORM_PLAIN))
     node_decide(state->graph, node, "layout", "plain", "channel-blocked",
                 "The op's kernels read rows of plain values.");
   return need_plain(state, node);
@@ -317,9 +332,10 @@ bool pass_layout(Graph *graph, const PassOptions *options, Diag *diag) {
     state.image_element = options->target->image_element;
     state.packs = options->target->packs;
   }
-  bool (*const lay_out)(LayoutState *, Node *) = channel_last                              ? layout_channel_last_node
-                                                 : is_batch_blocked_step(graph, options) ? layout_training_node
-                                                                                         : layout_node;
+  bool (*const lay_out)(LayoutState *, Node *) = channel_last                       ? layout_channel_last_node
+                                                 : is_batch_blocked(graph, options) ? layout_training_node
+                                                                                    : layout_node;
+  if (lay_out == layout_node) state.choice = layout_choose(graph, options, state.lanes, state.prepared);
   for (size_t i = 0; i < graph->node_count; i++) {
     if (!lay_out(&state, graph->nodes[i])) return false;
     rewrite_append(&state.rewrite, graph->nodes[i]);

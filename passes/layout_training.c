@@ -1,4 +1,4 @@
-/* layout of training steps: values that have an element per image are batch-blocked wherever the kernels are.
+/* layout of training steps, and of inference where `batch_blocks` has chosen it: values that have an element per image are batch-blocked wherever the kernels are.
  *
  *   %1 = convert %image : n16chw;  %c = conv2d %1, %w, %b : f32[N,8,14,14] n16chw;  … ;  %2 = convert %logits : plain
  *
@@ -9,9 +9,16 @@
 
 static const Layout plain = {LAYOUT_PLAIN, 0};
 
+/* Transposed convolutions have code for each place within a stride: see codegen/cpu/batch_conv.c. */
+enum { MAX_PHASES = 64 };
+
 bool is_batch_blocked_step(const Graph *graph, const PassOptions *options) {
   bool gpu = options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST;
   return graph->update_count > 0 && !gpu;
+}
+
+bool is_batch_blocked(const Graph *graph, const PassOptions *options) {
+  return is_batch_blocked_step(graph, options) || graph->batch_blocked;
 }
 
 static bool is_blocked(const Node *node) { return node->layout.kind == LAYOUT_BATCH_BLOCK; }
@@ -56,8 +63,10 @@ static bool wants_batch_blocks(const Node *node) {
   bool result = can_block(node) && operands_fit(node, 0);
   switch (node->op) {
     case OP_CONV2D:
-    case OP_CONV_TRANSPOSE2D:
       return result && node->attrs.padding_mode == PADDING_ZEROS && !shape_batched(&node->inputs[1]->shape);
+    case OP_CONV_TRANSPOSE2D:
+      return result && !shape_batched(&node->inputs[1]->shape) &&
+             node->attrs.stride.values[0] <= MAX_PHASES / node->attrs.stride.values[1];
     case OP_LINEAR:
     case OP_MATMUL:
       return result && node->shape.rank == 2 && !shape_batched(&node->inputs[1]->shape);
@@ -97,6 +106,9 @@ static bool wants_batch_blocks(const Node *node) {
 static bool layout_batch_blocked(LayoutState *state, Node *node) {
   const Layout block = {LAYOUT_BATCH_BLOCK, state->lanes};
   if (can_block(node)) node->layout = block;
+  if (node->op == OP_CONV2D || node->op == OP_LINEAR)
+    node_decide(state->graph, node, "layout", "batch-blocked", "channel-blocked",
+                arena_format(state->graph->arena, "A vector holds one element of %d images.", state->lanes));
   for (int32_t i = 0; i < node->input_count; i++)
     if (!need_layout(state, node, i, can_block(node->inputs[i]) ? block : plain)) return false;
   return true;

@@ -1,13 +1,15 @@
 /* memory: gives every value its place.
  *
- *   batched values of a run      → workspace, per-image part: offset * batch   (images of a value stay together)
+ *   batched values of a run      → workspace, per-image part: offset * batch   (images of a value stay together);
+ *                                  where kernels compute b images at a time, offset * (batch + b − 1)
  *   other values of a run        → workspace, fixed part; in a training step batched ones too, for the largest batch
  *   prepared values runs read    → prepared blob, one after the other
  *   other prepared values        → scratch of the prepare phase
  *   outputs, inputs, parameters  → the caller's memory
  *
  * A value lives from the kernel that makes it to its last reader, both included, so no kernel's output overlaps its
- * inputs. A hosted reduction is made by its input's kernel. Aliases extend the life of their owner.
+ * inputs. A hosted reduction is made by its input's kernel. Aliases extend the life of their owner. Kernels of a stretch
+ * are one: some images are through it before others begin.
  *
  * Requires: strides. Guarantees: all offsets are multiples of 64; values alive at the same time do not overlap; the
  * graph's workspace sizes are set. */
@@ -24,6 +26,26 @@ typedef struct Pool {
   size_t count;
 } Pool;
 
+/* By node: the first and the last one of its stretch, or itself. */
+typedef struct Spans {
+  int32_t *first, *last;
+} Spans;
+
+static Spans collect_spans(const Graph *graph, Arena *scratch) {
+  Spans spans = {arena_array(scratch, graph->node_count, int32_t), arena_array(scratch, graph->node_count, int32_t)};
+  for (size_t i = 0; i < graph->node_count;) {
+    const uint32_t stretch = graph->nodes[i]->stretch;
+    size_t end = i + 1;
+    for (size_t j = end; stretch != 0 && j < graph->node_count; j++) {
+      if (graph->nodes[j]->stretch == stretch) end = j + 1;
+      if (graph->nodes[j]->stretch != stretch && node_has_kernel(graph->nodes[j])) break;
+    }
+    for (size_t j = i; j < end; j++) spans.first[j] = (int32_t)i, spans.last[j] = (int32_t)end - 1;
+    i = end;
+  }
+  return spans;
+}
+
 typedef struct Lifetimes {
   int32_t *first, *last; /* by owner's id: positions of kernels in the graph */
   bool *read_by_run;     /* by owner's id */
@@ -36,20 +58,22 @@ static Lifetimes collect_lifetimes(const Graph *graph, const bool *prepared, Are
   Lifetimes lives = {arena_array(scratch, graph->next_id, int32_t), arena_array(scratch, graph->next_id, int32_t),
                      arena_array(scratch, graph->next_id, bool), arena_array(scratch, graph->next_id, int32_t)};
   int32_t *made = arena_array(scratch, graph->next_id, int32_t); /* by id: where the kernel stands */
+  const Spans spans = collect_spans(graph, scratch);
   for (size_t i = 0; i < graph->next_id; i++) lives.output[i] = -1, lives.first[i] = INT32_MAX;
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
     if (node->alias && !node->placed) continue; /* no kernel: reads nothing */
     const uint32_t written = owner_of(node)->id;
-    if ((int32_t)i < lives.first[written]) lives.first[written] = (int32_t)i;
-    lives.last[written] = made[node->id] = (int32_t)i;
+    if (spans.first[i] < lives.first[written]) lives.first[written] = spans.first[i];
+    lives.last[written] = spans.last[i];
+    made[node->id] = spans.first[i];
     if (node->hosted) { /* written when its input is, and reads no memory */
       lives.first[node->id] = made[node->inputs[0]->id];
       continue;
     }
     for (int32_t j = 0; j < node->input_count; j++) {
       uint32_t owner = owner_of(node->inputs[j])->id;
-      lives.last[owner] = (int32_t)i;
+      lives.last[owner] = spans.last[i];
       if (!prepared[node->id]) lives.read_by_run[owner] = true;
     }
   }
@@ -76,6 +100,14 @@ static bool whole_workspace_fits(const Graph *graph) {
   int64_t bytes;
   return checked_mul(graph->workspace_per_batch, graph->max_batch > 1 ? graph->max_batch : 1, &bytes) &&
          checked_add(bytes, graph->workspace_fixed, &bytes);
+}
+
+/* Kernels that compute b images together also write those behind the last one: the per-image part has room for b − 1
+ * more, by which every offset in it grows. */
+static bool pad_batch(Graph *graph) {
+  int64_t bytes;
+  return checked_mul(graph->workspace_per_batch, graph_batch_unit(graph) - 1, &bytes) &&
+         checked_add(graph->workspace_fixed, bytes, &graph->workspace_fixed);
 }
 
 static void copy_place_to_aliases(Graph *graph) {
@@ -141,7 +173,7 @@ bool pass_memory(Graph *graph, const PassOptions *options, Diag *diag) {
   }
   if (!pool_place(&images, scratch, &graph->workspace_per_batch) ||
       !pool_place(&fixed, scratch, &graph->workspace_fixed) ||
-      !pool_place(&prepare, scratch, &graph->prepare_scratch) || !whole_workspace_fits(graph)) {
+      !pool_place(&prepare, scratch, &graph->prepare_scratch) || !pad_batch(graph) || !whole_workspace_fits(graph)) {
     diag_error(diag, (Location){.file = graph->file}, "the workspace for batch %lld exceeds 2^63 - 1 bytes",
                (long long)graph->max_batch);
     return false;

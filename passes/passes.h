@@ -17,6 +17,7 @@ typedef struct PassOptions {
   const char *disabled; /* comma-separated names of optional passes to skip: "fuse,fold_bn"; or NULL */
   Arena *scratch;     /* reset before every pass */
   const Tuning *tuning; /* measured times, or NULL */
+  const Layout *image_layout; /* for tests: of every image that can lie so on a processor; NULL: as costs say */
 } PassOptions;
 
 /* One line per pass, in order: PASS(name, optional). Optional ones may be disabled without changing results. */
@@ -32,11 +33,14 @@ typedef struct PassOptions {
   PASS(recompute, false) \
   PASS(backward, true)  \
   PASS(fuse, true)      \
+  PASS(batch_blocks, true) \
   PASS(layout, false)   \
   PASS(select, false)   \
   PASS(reductions, true) \
   PASS(strides, false)  \
-  PASS(memory, false)
+  PASS(stretches, true) \
+  PASS(memory, false)   \
+  PASS(chunk, true)
 
 #define PASS(name, optional) bool pass_##name(Graph *graph, const PassOptions *options, Diag *diag);
 PASSES(PASS)

@@ -200,7 +200,8 @@ static PlanKernel plan_kernel(const Graph *graph, const Node *node) {
                        .op_input_count = node->op_input_count,
                        .epilogue = node->epilogue,
                        .epilogue_count = node->epilogue_count,
-                       .location = node->location};
+                       .location = node->location,
+                       .stretch = node->stretch};
   bool batched = shape_batched(&node->shape);
   for (int32_t i = 0; i < node->input_count; i++) {
     kernel.inputs[i] = plan_tensor(graph, node->inputs[i]);
@@ -343,6 +344,7 @@ bool plan_build(Graph *graph, const PassOptions *options, Diag *diag, Plan **out
                  .max_batch = graph->max_batch > 1 ? graph->max_batch : 1,
                  .hook_output_count = graph->hook_output_count,
                  .fixed_batch = graph_fixes_batch(graph),
+                 .batch_unit = graph_batch_unit(graph),
                  .slots = graph->slots,
                  .slot_count = graph->slot_count,
                  .group_rows = graph->group_rows,
@@ -352,6 +354,8 @@ bool plan_build(Graph *graph, const PassOptions *options, Diag *diag, Plan **out
                  .prepare_scratch = graph->prepare_scratch};
   build_kernels(plan, graph, options->scratch);
   build_ports(plan, graph);
+  plan->stretch_images = graph->stretch_images;
+  plan->chunk = graph->chunk;
   plan->identity = plan_identity(plan, share_code(plan, options->scratch));
   *out_plan = plan;
   return true;

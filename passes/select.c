@@ -16,15 +16,17 @@
 #include "candidates.h"
 #include "rewrite.h"
 #include "select_winograd.h"
+#include "work.h"
 
 enum { ITEMS_PER_IMAGE = 16, PIXELS_MAX = 28, FALLBACK_REGISTERS = 16 };
 enum { SMALL_IMAGE_ITEMS = 8, SMALL_IMAGE = 256 /* pixels */ };
 
-/* Pixels of a register tile with `blocks` vectors each. Beside the filters and the broadcast pixel one register stays
- * free, for the pixel that LLVM loads ahead, or for the product where multiply-adds are not fused. */
-static int32_t tile_pixels(const Target *target, int32_t blocks) {
-  int32_t registers = target ? target->vector_registers : FALLBACK_REGISTERS;
-  int32_t pixels = (registers - blocks - 2) / blocks;
+/* Beside the accumulators and the filters a register holds the broadcast pixel; with a single block, whose multiply-adds
+ * come as fast as pixels, also the next one. Where multiply-adds are not fused, every product has a register of its own
+ * until it is added, and LLVM starts several at once: half of the registers are accumulators. */
+int32_t register_tile(const Target *target, int32_t blocks) {
+  const int32_t registers = target ? target->vector_registers : FALLBACK_REGISTERS, loaded = blocks > 1 ? 1 : 2;
+  int32_t pixels = target && !target->fma ? registers / 2 / blocks : (registers - blocks - loaded) / blocks;
   if (pixels > PIXELS_MAX) pixels = PIXELS_MAX;
   return pixels < 1 ? 1 : pixels;
 }
@@ -66,10 +68,10 @@ static void select_direct(Graph *graph, Node *node, const PassOptions *options) 
   const Target *target = options->target;
   KernelChoice *choice = &node->choice;
   const Shape *filter = &node->inputs[1]->shape;
-  int32_t lanes = node->layout.block;
+  const int32_t lanes = work_lanes(node->layout, node->inputs[1]->layout.block, choice);
   int64_t height = node->shape.dims[2], width = node->shape.dims[3];
   *choice = (KernelChoice){.algorithm = ALGORITHM_DIRECT, .tile_blocks = node->inputs[1]->layout.block / lanes};
-  choice->tile_pixels = tile_pixels(target, choice->tile_blocks);
+  choice->tile_pixels = register_tile(target, choice->tile_blocks);
   int64_t tile_rows = choice->tile_pixels / width;
   if (tile_rows < 1) tile_rows = 1;
   if (tile_rows > height) tile_rows = height;
@@ -117,7 +119,8 @@ static void add_direct(CandidateList *list, Arena *arena, const Node *node, Kern
 void candidates_direct(CandidateList *list, Graph *graph, const Node *node) {
   const KernelChoice model = node->choice;
   const int64_t channels = node->inputs[1]->shape.dims[1], width = node->shape.dims[3];
-  const int64_t half = round_up(ceil_div(model.channel_chunk, 2), node->layout.block);
+  const int64_t half =
+      round_up(ceil_div(model.channel_chunk, 2), work_lanes(node->layout, node->inputs[1]->layout.block, &model));
   if (node->shape.dims[2] < 1 || width < 1 || node->shape.dims[2] > INT32_MAX / 2) return;
   KernelChoice other = model;
   add_direct(list, graph->arena, node, model);
@@ -140,7 +143,7 @@ void candidates_direct(CandidateList *list, Graph *graph, const Node *node) {
 static void select_conv2d(Graph *graph, Node *node, const PassOptions *options) {
   const Node *input = node->inputs[0];
   if (node->layout.kind == LAYOUT_BATCH_BLOCK) return;
-  if (node->layout.kind != LAYOUT_CHANNEL_BLOCK || node->inputs[1]->layout.kind != LAYOUT_FILTER_BLOCK) {
+  if (node->layout.kind == LAYOUT_PLAIN || node->inputs[1]->layout.kind != LAYOUT_FILTER_BLOCK) {
     node->choice = (KernelChoice){.algorithm = ALGORITHM_REFERENCE};
     node_decide(graph, node, "select", "reference", "direct", "The layout is plain.");
   } else if (node->attrs.groups > 1 && node->attrs.groups == input->shape.dims[1] &&
@@ -175,7 +178,7 @@ static void select_linear(Graph *graph, Node *node, const PassOptions *options, 
   int32_t lanes = options->target && options->target->vector_lanes > 0 ? options->target->vector_lanes : 1;
   int32_t blocks = node->inputs[1]->layout.kind == LAYOUT_MATRIX_BLOCK ? node->inputs[1]->layout.block / lanes : 1;
   node->choice = (KernelChoice){.algorithm = ALGORITHM_PACKED, .tile_blocks = blocks < 1 ? 1 : blocks};
-  node->choice.tile_pixels = tile_pixels(options->target, blocks < UNIT_VECTORS ? UNIT_VECTORS : blocks);
+  node->choice.tile_pixels = register_tile(options->target, blocks < UNIT_VECTORS ? UNIT_VECTORS : blocks);
   node_decide(graph, node, "select",
               arena_format(graph->arena, "packed, tile of %d rows", (int)node->choice.tile_pixels), NULL,
               "The tile fills the vector registers.");
@@ -226,10 +229,11 @@ static void select_math(Graph *graph, const PassOptions *options, Diag *diag) {
   }
 }
 
-/* Products of batch-blocked values have one algorithm; what is left to choose is how their sums are rounded. */
+/* Products of batch-blocked values have one algorithm; what is left to choose is how a training step rounds sums. */
 static void select_sums(Graph *graph, Node *node, const PassOptions *options) {
   const Node *input = node->input_count ? node->inputs[0] : NULL;
-  if (options->precision != PRECISION_STRICT || !is_product(node->op) || input->layout.kind != LAYOUT_BATCH_BLOCK)
+  if (options->precision != PRECISION_STRICT || !is_product(node->op) || input->layout.kind != LAYOUT_BATCH_BLOCK ||
+      !graph_fixes_batch(graph))
     return;
   node->choice.algorithm = ALGORITHM_REFERENCE;
   node_decide(graph, node, "select", "the most exact sums", "f32 in longer runs",

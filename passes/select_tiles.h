@@ -8,8 +8,9 @@
  * computed with the weights. */
 bool tiles_possible(const Node *node, const PassOptions *options, const bool *prepared);
 KernelChoice tiles_choice(const Node *node, const PassOptions *options);
-/* Cycles an image at batch `batch`; `exposed`: what prefetching does not hide of reading beside computing. */
-double tiles_cost(const Node *node, int64_t batch, double bytes_per_cycle, double (*exposed)(double, double));
-Layout tiles_filter_layout(void);
+/* Cycles an image; `exposed`: what prefetching does not hide of reading beside computing. */
+double tiles_cost(const Node *node, Precision precision, double bytes_per_cycle, double (*exposed)(double, double));
+/* Numbers are of two or three parts, by the error that may be added: see conv_tiles.c. */
+Layout tiles_filter_layout(const Node *node, Precision precision);
 
 #endif

@@ -37,7 +37,7 @@ static const double input_vector[] = {[2] = 120, [4] = 290};
 static const double output_vector[] = {[2] = 75, [4] = 175};
 static const double filter_vector[] = {[2] = 150, [4] = 260};
 
-enum { FALLBACK_LANES = 16, FALLBACK_REGISTERS = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 4, ROWS_MAX = 28 };
+enum { FALLBACK_LANES = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 4 };
 
 /* How a convolution would be done. */
 typedef struct WinogradPlan {
@@ -53,14 +53,14 @@ typedef struct WinogradPlan {
 } WinogradPlan;
 
 typedef struct Machine {
-  int32_t lanes, registers;
+  const Target *target; /* or NULL */
+  int32_t lanes;
   double cache; /* second level, bytes */
 } Machine;
 
 static Machine describe_machine(const Target *target) {
-  if (target == NULL) return (Machine){FALLBACK_LANES, FALLBACK_REGISTERS, FALLBACK_CACHE};
-  return (Machine){target->vector_lanes, target->vector_registers,
-                   target->l2_bytes > 0 ? (double)target->l2_bytes : FALLBACK_CACHE};
+  if (target == NULL) return (Machine){NULL, FALLBACK_LANES, FALLBACK_CACHE};
+  return (Machine){target, target->vector_lanes, target->l2_bytes > 0 ? (double)target->l2_bytes : FALLBACK_CACHE};
 }
 
 /* The time that reading takes from computing which it could run beside. The closer the memory is to its limit, the less
@@ -68,19 +68,23 @@ static Machine describe_machine(const Target *target) {
  * 0.4 at 0.5, and all of it where it takes longer. */
 static double exposed_reading(double reading, double computing) { return reading * fmin(1, 0.8 * reading / computing); }
 
-/* Two vectors a panel, or three or one where no other division of the output channels fits exactly. */
-static int32_t choose_panel(int64_t vectors) {
+double winograd_transforms(int32_t outputs, double tiles, double input_vectors, double output_vectors) {
+  return tiles * (input_vector[outputs] * input_vectors + output_vector[outputs] * output_vectors);
+}
+
+/* Two vectors a panel, or three or one where no other division of the output channels fits exactly. Four where
+ * multiply-adds are not fused, for the reason that direct convolution has: see layout. */
+static int32_t choose_panel(const Machine *machine, int64_t vectors) {
+  if (machine->target != NULL && !machine->target->fma && vectors % 4 == 0) return 4;
   if (vectors % 2 == 0) return 2;
   if (vectors % 3 == 0) return 3;
   return vectors == 1 ? 1 : 2;
 }
 
-/* Accumulators, a panel's vectors and a broadcast number fill the registers but for one, as in direct convolution. Of
+/* Accumulators, a panel's vectors and a broadcast number fill the registers, as in direct convolution. Of
  * nearly equal sizes the one is taken that gives an even number of blocks, for the sake of two threads. */
 static int32_t choose_block(const Machine *machine, int32_t vectors, int64_t tiles) {
-  int32_t most = (machine->registers - vectors - 2) / vectors;
-  if (most > ROWS_MAX) most = ROWS_MAX;
-  if (most < 1) most = 1;
+  const int32_t most = register_tile(machine->target, vectors);
   if (tiles <= most) return most;
   for (int32_t size = most; size > 1 && size > most - 3; size--)
     if (ceil_div(tiles, size) % 2 == 0) return size;
@@ -137,8 +141,8 @@ static WinogradPlan plan_transforming(const Node *node, WinogradPlan plan, const
   double filter_bytes = 4 * (double)(WINOGRAD_TAPS * WINOGRAD_TAPS * channels * vectors * machine->lanes);
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes / ((double)batch * bytes_per_cycle);
   double making = filter_vector[plan.outputs] * (double)(channels * vectors);
-  double transforms = tiles * (input_vector[plan.outputs] * (double)channels / machine->lanes +
-                               output_vector[plan.outputs] * (double)vectors);
+  double transforms =
+      winograd_transforms(plan.outputs, tiles, (double)channels / machine->lanes, (double)vectors);
   double computing = multiply / busy + making;
   plan.cost = computing + exposed_reading(reading, computing) + transforms;
   return plan;
@@ -150,7 +154,7 @@ static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machi
   WinogradGrid grid = winograd_grid(outputs, input->shape.dims[2], input->shape.dims[3], node->attrs.padding.values);
   int64_t tiles = grid.rows * grid.columns, vectors = ceil_div(filters, machine->lanes);
   double positions = (outputs + WINOGRAD_TAPS - 1) * (outputs + WINOGRAD_TAPS - 1);
-  WinogradPlan plan = {.outputs = outputs, .panel_vectors = choose_panel(vectors)};
+  WinogradPlan plan = {.outputs = outputs, .panel_vectors = choose_panel(machine, vectors)};
   int64_t padded = round_up(vectors, plan.panel_vectors);
   plan.block_tiles = choose_block(machine, plan.panel_vectors, tiles);
   double filter_bytes = positions * 4 * (double)channels * (double)(padded * machine->lanes);
@@ -165,8 +169,8 @@ static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machi
       (int32_t)choose_group(machine, &plan, tiles * batch, tile_bytes, filter_bytes, multiply / image_tiles);
   double passes = fmax(image_tiles / plan.group_tiles, 1 / images);
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes * passes / bytes_per_cycle;
-  double transforms = image_tiles * (input_vector[outputs] * (double)(channels / machine->lanes) +
-                                     output_vector[outputs] * (double)vectors);
+  double transforms =
+      winograd_transforms(outputs, image_tiles, (double)(channels / machine->lanes), (double)vectors);
   plan.cost = multiply / busy + exposed_reading(reading, multiply / busy) + transforms;
   return plan;
 }
@@ -333,16 +337,19 @@ static double any_direct_cost(const Node *node, const Machine *machine, int64_t 
 
 /* Adds tile registers to what can be done; `cost`: of what the model has chosen so far. */
 static void offer_tiles(CandidateList *list, Graph *graph, Node *node, const PassOptions *options, double cost) {
-  const double tiles = tiles_cost(node, largest_batch(graph, node), bytes_per_cycle, exposed_reading);
+  const double tiles = tiles_cost(node, options->precision, bytes_per_cycle, exposed_reading);
   const KernelChoice choice = tiles_choice(node, options);
-  const char *name = arena_format(graph->arena, "halves in tile registers, %d rows an item", (int)choice.row_chunk);
+  const bool halves = options->precision == PRECISION_FAST;
+  const char *name = arena_format(graph->arena, "%s of bf16 in tile registers, %d rows an item",
+                                  halves ? "halves" : "thirds", (int)choice.row_chunk);
   candidates_add(list, name, choice, TILES_PLAN);
   const bool chosen = tiles < least_gain * cost;
   node_decide(
       graph, node, "select", chosen ? name : "without tile registers", chosen ? NULL : name,
-      chosen ? "Error of an output is at most 512 u sum|a||b|, measured 480 over the root of the products' number; "
-               "--precision default excludes it."
-             : "The gain is too small.");
+      !chosen  ? "The gain is too small."
+      : halves ? "Error of an output is at most 512 u sum|a||b|, u = 2^-24, measured 480 over the root of the products' "
+                 "number; --precision default takes thirds."
+               : "Error of an output is at most 8 u sum|a||b|, u = 2^-24; --precision strict excludes it.");
   Decision *decision = node->decisions;
   while (decision->next) decision = decision->next;
   decision->cost = rint(chosen ? tiles : cost);
@@ -351,11 +358,11 @@ static void offer_tiles(CandidateList *list, Graph *graph, Node *node, const Pas
   if (chosen) candidates_prefer(list, list->count - 1);
 }
 
-static bool apply_tiles(Rewrite *rewrite, Node *node, KernelChoice choice, bool filter_shared) {
+static bool apply_tiles(Rewrite *rewrite, Node *node, KernelChoice choice, Precision precision, bool filter_shared) {
   Node *filter = node->inputs[1];
   if (filter_shared) filter = rewrite_make(rewrite, OP_CONVERT, NULL, &filter->inputs[0], 1, node);
   if (!filter) return false;
-  filter->layout = tiles_filter_layout();
+  filter->layout = tiles_filter_layout(node, precision);
   node->inputs[1] = filter;
   node->choice = choice;
   return true;
@@ -384,7 +391,8 @@ static bool select_node(WinogradState *state, Node *node, const PassOptions *opt
   if (list.count == 0) return true;
   const Candidate *candidate = &list.items[candidates_take(graph, node, &list, options, diag)];
   node->choice = candidate->choice;
-  if (candidate->plan == TILES_PLAN) return apply_tiles(&state->rewrite, node, candidate->choice, shared);
+  if (candidate->plan == TILES_PLAN) 
+    return apply_tiles(&state->rewrite, node, candidate->choice, options->precision, shared);
   return candidate->plan < 0 || apply(&state->rewrite, node, &plans[candidate->plan], shared);
 }
 

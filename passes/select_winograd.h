@@ -4,9 +4,16 @@
 
 #include "passes.h"
 
+/* Most pixels, or transformed tiles, of a register tile with `blocks` ≥ 1 vectors of output channels each. `target` may
+ * be NULL. */
+int32_t register_tile(const Target *target, int32_t blocks);
+
 /* Requires a choice of every convolution; changes it, and the layouts of its filters and its input, where Winograd's
  * algorithm costs less and the precision allows its error, or where another candidate was measured to be faster. */
 bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag);
+
+/* Cycles of the transforms of `tiles` tiles of an image, whose pixels have so many vectors of channels before and after. */
+double winograd_transforms(int32_t outputs, double tiles, double input_vectors, double output_vectors);
 
 /* PANELS: every call transforms the images that its panels of filters are multiplied with. TRANSFORMING: split, and
  * TRANSFORMING_PANELS: with panels, with filters that the kernel transforms, half of the channels at a time where that

@@ -18,6 +18,7 @@
 #include "rewrite.h"
 #include "views.h"
 #include "winograd.h"
+#include "work.h"
 
 enum { TOP, LEFT, BOTTOM, RIGHT };
 
@@ -65,10 +66,15 @@ static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
       inner = block;
       break;
     case LAYOUT_FILTER_BLOCK:
-    case LAYOUT_FILTER_HALVES:
+    case LAYOUT_FILTER_TILES:
     case LAYOUT_MATRIX_BLOCK:
       extents[0] = ceil_div(extents[0], block);
       inner = block;
+      break;
+    case LAYOUT_FILTER_HALVES:
+    case LAYOUT_FILTER_THIRDS: /* two or three numbers of 16 bits for one of f32 */
+      extents[0] = ceil_div(extents[0], block);
+      inner = block * layout_parts(node->layout) / 2;
       break;
     case LAYOUT_VECTOR_BLOCK:
       extents[0] = round_up(extents[0], block);
@@ -167,6 +173,20 @@ static bool same_strides(const Node *a, const Node *b) {
   return a->storage.origin == b->storage.origin;
 }
 
+/* Elements are where they were: only the names of dimensions change, as from plain [N,H,W,C] to channels last. */
+static bool permutes_in_place(const Node *value, const Node *node) {
+  const int32_t rank = node->shape.rank;
+  for (int i = 0; i < 2; i++) {
+    const LayoutKind kind = (i == 0 ? value : node)->layout.kind;
+    if (kind != LAYOUT_PLAIN && kind != LAYOUT_CHANNEL_LAST) return false;
+  }
+  for (int32_t d = 0; d < rank; d++) {
+    const int64_t dim = node->attrs.dims.values[d];
+    if (node->storage.stride[d] != value->storage.stride[dim < 0 ? dim + rank : dim]) return false;
+  }
+  return value->storage.origin == node->storage.origin && value->storage.bytes == node->storage.bytes;
+}
+
 /* The node computes nothing: its bytes are those of its input. Storages of both are laid out. */
 static bool is_view(const Node *node, bool training) {
   if (node->epilogue_count || node->input_count != 1) return false;
@@ -187,6 +207,8 @@ static bool is_view(const Node *node, bool training) {
       return same_halo(value, node) && same_strides(value, node);
     case OP_SLICE:
       return is_dense(value) && is_dense(node) && views_slice_offset(node) >= 0;
+    case OP_PERMUTE:
+      return permutes_in_place(value, node);
     default:
       return false;
   }
@@ -236,15 +258,26 @@ static void join_halos(const Node *concat, Halo *halos) {
     }
 }
 
-/* The halo that the readers of each value want, by id. */
-static Halo *collect_halos(const Graph *graph, Arena *scratch) {
+/* A plain image that was copied for a convolution along rows. */
+static bool reads_padded_copy(const Node *node) {
+  const Node *input = node->inputs[0];
+  return node->layout.kind == LAYOUT_PLAIN && node->choice.algorithm == ALGORITHM_REFERENCE &&
+         input->op == OP_CONVERT && input->layout.kind == LAYOUT_PLAIN && input->inputs[0]->layout.kind == LAYOUT_PLAIN &&
+         shape_equal(&input->shape, &input->inputs[0]->shape) &&
+         work_along_rows(&node->attrs, &node->inputs[1]->shape, &node->shape);
+}
+
+/* The halo that the readers of each value want, by id. `last_has_halo`: so do those of values with channels last. */
+static Halo *collect_halos(const Graph *graph, bool last_has_halo, Arena *scratch) {
   Halo *halos = arena_array(scratch, graph->next_id, Halo);
   for (size_t i = graph->node_count; i-- > 0;) {
     const Node *node = graph->nodes[i];
-    if (node->op == OP_CONV2D && node->layout.kind == LAYOUT_CHANNEL_BLOCK)
+    const bool has_halo =
+        node->layout.kind == LAYOUT_CHANNEL_BLOCK || (last_has_halo && node->layout.kind == LAYOUT_CHANNEL_LAST);
+    if (node->op == OP_CONV2D && (has_halo || reads_padded_copy(node)))
       halo_cover(&halos[node->inputs[0]->id], node->attrs.padding.values);
     cover_tiles(node, halos);
-    if (passes_storage_on(node) && node->layout.kind == LAYOUT_CHANNEL_BLOCK)
+    if (passes_storage_on(node) && has_halo)
       for (int side = 0; side < 4; side++) {
         int32_t *wanted = &halos[node->inputs[0]->id].side[side];
         if (halos[node->id].side[side] > *wanted) *wanted = halos[node->id].side[side];
@@ -262,7 +295,7 @@ static bool *mark_read_by_run(const Graph *graph, const bool *prepared, Arena *s
     if (node->op == OP_INPUT || node->op == OP_PARAMETER) continue;
     /* a view of a view is read where its owner lies */
     bool view = node->op == OP_RESHAPE || node->op == OP_FLATTEN || node->op == OP_CONVERT || node->op == OP_SLICE ||
-                passes_storage_on(node);
+                node->op == OP_PERMUTE || passes_storage_on(node);
     for (int32_t j = 0; j < node->input_count; j++)
       if (!prepared[node->id] || (view && read[node->id])) read[node->inputs[j]->id] = true;
   }
@@ -297,7 +330,7 @@ static size_t *collect_last_readers(const Graph *graph, Arena *scratch) {
   for (size_t i = 0; i < graph->node_count; i++) {
     const Node *node = graph->nodes[i];
     const bool view = node->op == OP_RESHAPE || node->op == OP_FLATTEN || node->op == OP_CONVERT ||
-                      node->op == OP_SLICE || passes_storage_on(node);
+                      node->op == OP_SLICE || node->op == OP_PERMUTE || passes_storage_on(node);
     for (int32_t j = 0; j < node->input_count; j++) {
       size_t *reader = &last[node->inputs[j]->id];
       if (*reader < graph->node_count) *reader = view ? graph->node_count : i;
@@ -322,7 +355,8 @@ bool pass_strides(Graph *graph, const PassOptions *options, Diag *diag) {
   Arena *scratch = options->scratch;
   const Placement *placements = views_place(graph, options, diag);
   if (!placements) return false;
-  Halo *halos = collect_halos(graph, scratch);
+  const bool tests_bounds = options->target && options->target->image_layout == LAYOUT_CHANNEL_LAST;
+  Halo *halos = collect_halos(graph, !tests_bounds, scratch);
   AliasState state = {.prepared = mark_prepare_phase(graph, scratch), .is_output = mark_outputs(graph, scratch)};
   state.read_by_run = mark_read_by_run(graph, state.prepared, scratch);
   state.owner_is_output = arena_array(scratch, graph->next_id, bool);

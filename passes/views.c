@@ -72,6 +72,7 @@ static bool can_place_channels(const Places *places, const Node *concat, int32_t
     case OP_IDENTITY:
     case OP_DROPOUT:
     case OP_CONVERT:
+    case OP_PERMUTE:
     case OP_RESHAPE:
     case OP_FLATTEN:
     case OP_CONCAT:

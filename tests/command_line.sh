@@ -249,7 +249,7 @@ expect 0 'libpanels\.so' $kiln compile panels.json --weights panels.safetensors 
 expect 0 '' $kiln run libpanels.so --input image=scene.png --outputs library_fast.safetensors
 cmp jit_fast.safetensors library_fast.safetensors || fail "library and jit differ in fast precision"
 if grep -qw amx_bf16 /proc/cpuinfo; then
-  expect 0 'halves in tile registers' $kiln explain panels.json --precision fast
+  expect 0 'halves of bf16 in tile registers' $kiln explain panels.json --precision fast
 fi
 for level in x86-64-v2 x86-64-v3 x86-64-v4; do
   expect 0 "$level" $kiln compile "$examples/simple_cnn10_bn.json" --weights w.safetensors --cpu $level -o lib$level.so
@@ -287,9 +287,34 @@ expect 0 'conv2d' $kiln ops
 expect 0 'stride' $kiln ops conv2d
 expect 1 'did you mean' $kiln ops conv2e
 
+# --- affinity
+first=$(sed -nE 's/^Cpus_allowed_list:[[:space:]]*([0-9]+).*/\1/p' /proc/self/status)
+allowed=$(nproc)
+expect 0 '  1 thread  ' $kiln bench "$examples/simple_cnn10_bn.json" --affinity "$first" --seconds 0.01
+expect 0 '"threads":1,' $kiln bench "$examples/simple_cnn10_bn.json" --train --batch 2 --affinity "$first" --seconds 0.01 --json
+list=$(taskset -c -p $$ | sed 's/.*: //')
+expect 0 "  $((allowed < 64 ? allowed : 64)) threads?  " $kiln bench "$examples/simple_cnn10_bn.json" --affinity "$list" --seconds 0.01
+expect 2 'expected a processor for each of 2 threads, found 1' $kiln bench "$examples/simple_cnn10_bn.json" --affinity "$first" --threads 2
+expect 1 'this process may use the processors .*, found 1023' $kiln bench "$examples/simple_cnn10_bn.json" --affinity 1023
+for list in '' x 0- -1 0,,1 0,0 2-1 0-3:0 0:2 0-1,1 1024; do
+  expect 2 "expected processors such as .*, found '$list'" $kiln bench "$examples/simple_cnn10_bn.json" --affinity "$list"
+done
+expect 2 'is for processors' $kiln bench "$examples/simple_cnn10_bn.json" --device cuda --affinity 0
+expect 0 'warning: 2 threads, but this process may use 1 processor at a time' taskset -c "$first" $kiln bench "$examples/simple_cnn10_bn.json" --threads 2 --seconds 0.01
+[ "$(grep -c 'at a time' output)" -eq 1 ] || fail "warned more than once"
+expect 0 '' taskset -c "$first" $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.01
+! grep -q 'at a time' output || fail "warned without reason"
+
 # --- bench: tables, peaks, traces
 expect 0 '^simple_cnn10_bn,[a-z0-9-]+,2,1,[0-9]+,[0-9.]+,' $kiln bench "$examples/simple_cnn10_bn.json" --batch 2 --seconds 0.01 --csv
-expect 0 'peaks of 1 thread: [1-9][0-9.]* GFLOP/s .*memory [0-9.]+ GB/s' $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.01 --kernels
+expect 0 'peaks of 1 thread, x86-64-v2: [1-9][0-9.]* GFLOP/s .*memory [0-9.]+ GB/s' $kiln bench "$examples/simple_cnn10_bn.json" --cpu x86-64-v2 --seconds 0.01 --kernels
+slow=$(sed -nE 's/^peaks of .*: ([0-9]+)\.?[0-9]* GFLOP.*/\1/p' output)
+if grep -qw avx2 /proc/cpuinfo; then
+  expect 0 'peaks of 1 thread, x86-64-v3' $kiln bench "$examples/simple_cnn10_bn.json" --cpu x86-64-v3 --seconds 0.01 --kernels
+  fast=$(sed -nE 's/^peaks of .*: ([0-9]+)\.?[0-9]* GFLOP.*/\1/p' output)
+  [ "$fast" -gt "$slow" ] || fail "the peak of AVX2, $fast GFLOP/s, is not above that of SSE, $slow"
+fi
+expect 0 'peaks of 1 thread, x86-64-v[2-4]: ' $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.01 --kernels
 grep -Eq '^0\.2 .* [0-9.]+ +[0-9]+ %$' output || fail "no share of the roof"
 expect 0 '^0\.2,conv2d/direct,[0-9.]+,0\.[0-9]+,79968,' $kiln bench "$examples/simple_cnn10_bn.json" --batch 1 --seconds 0.01 --kernels --csv --roofline roof.svg
 grep -q '<svg' roof.svg || fail "no SVG"

@@ -25,7 +25,13 @@ void hand_layout(PlanTensor *tensor, Layout layout, const int32_t *halo, int64_t
   if (split >= 0) dims[split] = ceil_div(dims[split], block);
   if (layout.kind == LAYOUT_CHANNEL_LAST) {
     static const int order[] = {1, 3, 2, 0};
-    for (int i = 0; i < 4; i++) storage->stride[order[i]] = inner, inner *= dims[order[i]];
+    for (int i = 0; i < 4; i++) {
+      const int dim = order[i];
+      storage->stride[dim] = inner;
+      inner *= dims[dim] + (dim >= 2 ? storage->halo[dim - 2] + storage->halo[dim] : 0);
+      if (dim == 3) inner += row_padding;
+    }
+    storage->origin = storage->halo[0] * storage->stride[2] + storage->halo[1] * storage->stride[3];
     storage->bytes = inner * 4;
     return;
   }

@@ -63,10 +63,10 @@ static void replay_lines(const Node *node, int64_t *out_first, int64_t *out_end)
   const Node *owner = node->alias ? node->alias : node;
   int64_t bytes = owner->storage.bytes - node->storage.delta;
   *out_first = (owner->storage.offset + node->storage.delta) / 64;
-  if (node->placed && owner->op == OP_CONCAT) {
+  if (node->placed && owner->op == OP_CONCAT && node->layout.kind != LAYOUT_CHANNEL_LAST) {
     const int64_t block = node->layout.block > 1 ? node->layout.block : 1;
     bytes = node->shape.dims[1] / block * node->storage.stride[1] * 4;
-  } else if (node->placed || node->storage.delta > 0) {
+  } else if ((node->placed && owner->op != OP_CONCAT) || (!node->placed && node->storage.delta > 0)) {
     bytes = node->storage.bytes;
   }
   *out_end = ceil_div(owner->storage.offset + node->storage.delta + bytes, 64);

@@ -56,8 +56,11 @@ bool test_program_compile(TestProgram *program, const char *isa, const char *dis
   if (!cpu_target(isa, NULL, arena, program->diag, &program->target)) return fail(program, "unknown target");
   if (program->l2_bytes > 0) program->target.l2_bytes = program->l2_bytes;
   Arena *scratch = arena_create(NULL);
-  const PassOptions options = {
-      .target = &program->target, .precision = precision, .disabled = disabled, .scratch = scratch};
+  const PassOptions options = {.target = &program->target,
+                               .precision = precision,
+                               .disabled = disabled,
+                               .scratch = scratch,
+                               .image_layout = program->image_layout};
   const PipelineOptions pipeline = {.verify = true};
   bool planned = pipeline_run(program->graph, &options, &pipeline, program->diag, &program->plan);
   arena_destroy(scratch);

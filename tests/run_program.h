@@ -35,6 +35,7 @@ typedef struct TestProgram {
   const struct kiln_program *program;
   TensorList parameters, inputs; /* set by the caller or by test_fill */
   int64_t l2_bytes;              /* what the passes take the second-level cache for; 0: what it is */
+  const Layout *image_layout;    /* as in PassOptions */
   const TestDevice *device;      /* NULL: this processor */
 } TestProgram;
 

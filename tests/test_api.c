@@ -1,4 +1,5 @@
 /* The public interface, as a host sees it: only kiln.h is used. */
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -225,6 +226,71 @@ static void wrong_arguments_are_refused(void **state) {
   kiln_model_destroy(NULL);
 }
 
+/* The processors that the calling thread may run on. */
+static int processor_count(void) {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
+}
+
+static int count_in_callback(void *seen, const kiln_port *value, int64_t batch, const void *data) {
+  (void)value, (void)batch, (void)data;
+  *(int *)seen = processor_count();
+  return 0;
+}
+
+static int count_in_step(void *seen, uint32_t step, const void *data, int64_t nanoseconds) {
+  (void)step, (void)data, (void)nanoseconds;
+  *(int *)seen = processor_count();
+  return 0;
+}
+
+static void affinity_holds_while_it_runs(void **state) {
+  (void)state;
+  cpu_set_t set;
+  uint32_t processors[CPU_SETSIZE], count = 0;
+  assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
+  for (uint32_t i = CPU_SETSIZE; i-- > 0;)
+    if (CPU_ISSET(i, &set)) processors[count++] = i;
+  const uint32_t threads = count < 4 ? count : 4;
+  kiln_error error;
+  kiln_model *model = model_parse(NULL);
+  assert_int_equal(kiln_model_add_hook(model, "conv", &error), KILN_OK);
+  kiln_executable *executable = model_compile(model, NULL);
+  kiln_context *context = NULL;
+  static float image[BATCH * IMAGE], logits[BATCH * CLASSES], hooked[BATCH * IMAGE * 20];
+  const void *inputs[] = {image};
+  void *outputs[] = {logits, hooked};
+  for (uint32_t t = 1; t <= threads; t++) {
+    const kiln_context_options options = {.threads = t, .affinity = processors, .affinity_count = count};
+    int seen = 0;
+    assert_int_equal(kiln_context_create(executable, &options, &context, &error), KILN_OK);
+    assert_int_equal(kiln_run(context, BATCH, inputs, outputs, &error), KILN_OK);
+    assert_int_equal(processor_count(), count);
+    assert_int_equal(kiln_run_steps(context, BATCH, inputs, outputs, count_in_step, &seen, &error), KILN_OK);
+    assert_int_equal(seen, 1);
+    assert_int_equal(kiln_context_set_callback(context, count_in_callback, &seen, &error), KILN_OK);
+    seen = 0;
+    assert_int_equal(kiln_run(context, BATCH, inputs, outputs, &error), KILN_OK);
+    assert_int_equal(seen, 1);
+    assert_int_equal(processor_count(), count);
+    kiln_context_destroy(context);
+  }
+  const uint32_t twice[] = {processors[0], processors[0]}, nowhere[] = {CPU_SETSIZE};
+  int calls = 0;
+  const kiln_context_options wrong[] = {
+      {.threads = 2, .affinity = twice, .affinity_count = 2},
+      {.threads = 2, .affinity = processors, .affinity_count = 1},
+      {.threads = 1, .affinity = nowhere, .affinity_count = 1},
+      {.threads = 1, .parallel_for = backwards, .pool = &calls, .affinity = processors, .affinity_count = 1}};
+  static const char *const messages[] = {"twice", "each of 2 threads", "may not use", "parallel_for"};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+    assert_int_equal(kiln_context_create(executable, &wrong[i], &context, &error), KILN_ERROR_ARGUMENT);
+    assert_non_null(strstr(error.message, messages[i]));
+  }
+  kiln_executable_destroy(executable);
+  kiln_model_destroy(model);
+}
+
 /* One whole life with the host's allocator; false when some step failed for want of memory. */
 static bool live(const kiln_host *host) {
   kiln_error error;
@@ -392,6 +458,7 @@ int main(void) {
       cmocka_unit_test(batches_and_threads_agree),
       cmocka_unit_test(host_parallel_for_is_used),
       cmocka_unit_test(wrong_arguments_are_refused),
+      cmocka_unit_test(affinity_holds_while_it_runs),
       cmocka_unit_test(failing_allocations_leak_nothing),
       cmocka_unit_test(two_models_live_in_one_process),
       cmocka_unit_test(hooks_become_outputs),

@@ -39,7 +39,7 @@ static void test_types_match_the_abi(void **state) {
       OFFSETS(kiln_view, AT(dtype), AT(rank), AT(dims), AT(stride), AT(origin), AT(block), AT(block_dim), AT(reserved)),
 #undef STRUCT
 #define STRUCT kiln_step
-      OFFSETS(kiln_step, AT(kernel), AT(name), AT(kind), AT(operands), AT(operand_count), AT(reserved), AT(items),
+      OFFSETS(kiln_step, AT(kernel), AT(name), AT(kind), AT(operands), AT(operand_count), AT(stretch), AT(items),
               AT(items_per_batch), AT(scratch_bytes), AT(flops), AT(flops_per_batch), AT(bytes), AT(bytes_per_batch),
               AT(view)),
 #undef STRUCT
@@ -64,7 +64,8 @@ static void test_types_match_the_abi(void **state) {
               AT(parameter_count), AT(hook_count), AT(prepare_steps), AT(run_steps), AT(prepare_step_count),
               AT(run_step_count), AT(max_batch), AT(max_threads), AT(reserved), AT(workspace_fixed),
               AT(workspace_per_batch), AT(scratch_bytes), AT(prepared_bytes), AT(prepare_scratch), AT(check),
-              AT(embedded), AT(prepare), AT(run), AT(metadata), AT(slots), AT(slot_count), AT(group_count)),
+              AT(embedded), AT(prepare), AT(run), AT(metadata), AT(slots), AT(slot_count), AT(group_count),
+              AT(chunk), AT(batch_unit), AT(stretch_images), AT(reserved2)),
 #undef STRUCT
   };
   Text text;

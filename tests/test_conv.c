@@ -111,6 +111,19 @@ static const ConvCase cases[] = {
     {"depthwise stride 2", 32, 9, 10, 32, {5, 5}, {2, 2}, {2, 2, 2, 2}, .groups = 32, .batch = 2},
     {"depthwise wide kernel", 16, 4, 11, 16, {1, 9}, {1, 1}, {0, 4, 0, 4}, .groups = 16, .bias = true, .batch = 1},
     {"depth multiplier", 8, 6, 9, 16, {3, 3}, {1, 1}, SAME, .groups = 8, .batch = 2},
+    {"few filters", 3, 21, 45, 6, {3, 3}, {1, 1}, SAME, .bias = true, .relu = true, .residual = true, .batch = 2},
+    {"one filter, five taps", 2, 13, 70, 1, {5, 5}, {1, 1}, {2, 2, 2, 2}, .batch = 2, .residual = true},
+    {"seven filters, wide taps",
+     4,
+     9,
+     26,
+     7,
+     {2, 3},
+     {2, 1},
+     {2, 4, 0, 2},
+     .dilation = {2, 3},
+     .bias = true,
+     .batch = 1},
     {"channels split", 1400, 3, 3, 32, {3, 3}, {1, 1}, SAME, .bias = true, .relu = true, .batch = 1},
     {"transposed",
      6,
@@ -187,6 +200,21 @@ static void test_convolutions(void **state) {
       TestProgram program;
       assert_true(test_program_init(&program, fixture->arena, build_conv(fixture->arena, &cases[i])));
       check_program(&program, cases[i].name, isas[isa], NULL, cases[i].batch);
+      arena_reset(fixture->arena);
+    }
+}
+
+/* Along rows, where the layout pass would choose vectors of channels. */
+static void test_plain(void **state) {
+  static const Layout plain = {LAYOUT_PLAIN, 0};
+  Fixture *fixture = *state;
+  for (size_t i = 0; i < CASE_COUNT; i++)
+    for (int isa = 0; isa < ISA_COUNT; isa++) {
+      if (!test_isa_runnable(isas[isa]) || cases[i].transposed) continue;
+      TestProgram program;
+      assert_true(test_program_init(&program, fixture->arena, build_conv(fixture->arena, &cases[i])));
+      program.image_layout = &plain;
+      check_program(&program, cases[i].name, isas[isa], isa % 2 ? "fuse" : NULL, cases[i].batch);
       arena_reset(fixture->arena);
     }
 }
@@ -280,6 +308,7 @@ static void test_matrix_products(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_convolutions, fixture_setup, fixture_teardown),
+      cmocka_unit_test_setup_teardown(test_plain, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_without_fusion, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_divisions, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_matrix_products, fixture_setup, fixture_teardown),

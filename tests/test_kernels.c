@@ -166,25 +166,38 @@ static void check_fills(Trial *trial) {
 /* What changes a state in place ends in no other value. */
 static bool ends_step(OpCode op) { return op == OP_SGD_STEP || op == OP_ADAM_STEP || op == OP_PACK; }
 
-/* How the operands of a line lie: plain with rows close together or with gaps, or in blocks of channels. */
-typedef enum Way { WAY_DENSE, WAY_GAPS_EVEN, WAY_GAPS_ODD, WAY_BLOCKS, WAY_COUNT } Way;
+/* How the operands of a line lie: plain with rows close together or with gaps, in blocks of channels, or with channels
+ * last. */
+typedef enum Way { WAY_DENSE, WAY_GAPS_EVEN, WAY_GAPS_ODD, WAY_BLOCKS, WAY_SMALL_BLOCKS, WAY_LAST, WAY_COUNT } Way;
+
+/* Half the vector, or a quarter of the widest. */
+static int32_t small_block(const Target *target) { return target->vector_lanes > 4 ? target->vector_lanes / 2 : 4; }
 
 static bool has_way(const Trial *trial, Way way) {
   const Node *node = trial->node;
   if (way == WAY_DENSE) return true;
   if (way == WAY_BLOCKS) return takes_blocks(node, trial->target->vector_lanes);
+  if (way == WAY_SMALL_BLOCKS) return takes_blocks(node, small_block(trial->target));
+  if (way == WAY_LAST)
+    return takes_blocks(node, 1) && node->op != OP_UPSAMPLE && node->op != OP_PAD && node->op != OP_BATCH_NORM;
   return node->input_count > 0 && node->inputs[0]->shape.rank == 4;
 }
 
 static void check_way(Trial *trial, Way way) {
   static const int32_t input_halo[4] = {1, 2, 0, 1}, output_halo[4] = {2, 1, 1, 3};
   static const Gaps gaps[] = {GAPS_NONE, GAPS_EVEN, GAPS_ODD};
-  static const char *const names[] = {"", " with gaps", " with gaps", " in blocks"};
+  static const char *const names[] = {"",           " with gaps",       " with gaps",
+                                      " in blocks", " in small blocks", " with channels last"};
   const char *const label = trial->label;
   trial->label = arena_format(trial->fixture->arena, "%s%s", label, names[way]);
   if (way == WAY_BLOCKS) {
     const Layout blocks = {LAYOUT_CHANNEL_BLOCK, trial->target->vector_lanes};
     build_trial(trial, blocks, input_halo, output_halo, GAPS_NONE);
+  } else if (way == WAY_SMALL_BLOCKS) {
+    const Layout blocks = {LAYOUT_CHANNEL_BLOCK, small_block(trial->target)};
+    build_trial(trial, blocks, input_halo, output_halo, GAPS_NONE);
+  } else if (way == WAY_LAST) {
+    build_trial(trial, (Layout){LAYOUT_CHANNEL_LAST, 0}, input_halo, output_halo, GAPS_NONE);
   } else {
     build_trial(trial, (Layout){LAYOUT_PLAIN, 0}, NULL, NULL, gaps[way]);
   }
@@ -278,6 +291,7 @@ typedef struct ConvertCase {
 
 #define N      DIM_BATCH
 #define PLAIN  LAYOUT_PLAIN, 0
+#define LAST   LAYOUT_CHANNEL_LAST, 0
 #define BLOCK  LAYOUT_CHANNEL_BLOCK, 1
 #define FILTER LAYOUT_FILTER_BLOCK
 #define MATRIX LAYOUT_MATRIX_BLOCK
@@ -317,8 +331,19 @@ static const ConvertCase converts[] = {
     {{0, {0}}, PLAIN, PLAIN, {0}, {0}},
     {{4, {N, 20, 3, 5}}, BLOCK, BLOCK, {0}, {1, 1, 1, 1}},
     {{4, {N, 32, 3, 5}}, BLOCK, LAYOUT_CHANNEL_BLOCK, 2, {1, 0, 0, 0}, {0, 1, 1, 0}},
-    {{4, {N, 20, 3, 5}}, PLAIN, LAYOUT_CHANNEL_LAST, 0, {0}, {0}},
-    {{4, {N, 20, 3, 5}}, LAYOUT_CHANNEL_LAST, 0, BLOCK, {0}, {1, 1, 1, 1}},
+    {{4, {N, 20, 3, 5}}, PLAIN, LAST, {0}, {0}},
+    {{4, {N, 3, 9, 37}}, PLAIN, LAST, {0}, {0}},
+    {{4, {N, 3, 9, 37}}, LAST, PLAIN, {0}, {0}},
+    {{4, {N, 29, 9, 37}}, PLAIN, LAST, {0}, {1, 2, 0, 1}},
+    {{4, {N, 64, 20, 21}}, LAST, PLAIN, {1, 0, 3, 1}, {0}},
+    {{4, {2, 45, 3, 7}}, LAST, PLAIN, {0}, {0}},
+    {{4, {N, 45, 3, 7}}, LAST, PLAIN, {0}, {0, 1, 1, 0}},
+    {{4, {N, 7, 5, 9}}, LAST, LAST, {0}, {1, 1, 2, 1}},
+    {{4, {N, 20, 3, 5}}, LAST, LAST, {0, 1, 1, 0}, {0}},
+    {{4, {N, 20, 3, 5}}, LAST, BLOCK, {0}, {1, 1, 1, 1}},
+    {{4, {N, 32, 3, 5}}, LAST, BLOCK, {1, 0, 0, 1}, {0}},
+    {{4, {N, 37, 3, 5}}, BLOCK, LAST, {1, 1, 1, 1}, {0, 2, 1, 0}},
+    {{4, {N, 37, 3, 5}}, LAYOUT_CHANNEL_BLOCK, 2, BLOCK, {1, 1, 1, 1}, {0, 2, 1, 0}},
     {{4, {64, 3, 7, 7}}, PLAIN, FILTER, 2, {0}, {0}},
     {{4, {33, 17, 3, 3}}, PLAIN, FILTER, 1, {0}, {0}},
     {{4, {32, 64, 3, 3}}, PLAIN, FILTER, 2, {0}, {0}},

@@ -267,7 +267,7 @@ static void dumps_come_in_order(void **state) {
   assert_null(plan);
   assert_string_equal(log.text.data,
                       "before 0 infer ir\nbefore 0 infer dot\nafter 4 lower ir\nafter 4 lower dot\n"
-                      "after 11 layout ir\nafter 11 layout dot\n");
+                      "after 12 layout ir\nafter 12 layout dot\n");
   log.fail = true;
   graph = random_graph(2, fixture->arena, &inputs);
   assert_false(pipeline_run(graph, &options, &pipeline, fixture->diag, &plan));
@@ -319,7 +319,8 @@ static void tile_registers_are_chosen_when_allowed(void **state) {
   Fixture *f = *state;
   assert_int_equal(algorithm_of(f, all, same, 256, true, PRECISION_FAST), ALGORITHM_TILES);
   assert_int_equal(algorithm_of(f, "256,256,1,1", "", 256, true, PRECISION_FAST), ALGORITHM_TILES);
-  assert_int_not_equal(algorithm_of(f, all, same, 256, true, PRECISION_DEFAULT), ALGORITHM_TILES);
+  assert_int_equal(algorithm_of(f, "256,256,1,1", "", 256, true, PRECISION_DEFAULT), ALGORITHM_TILES);
+  assert_int_equal(algorithm_of(f, "256,256,1,1", "", 256, true, PRECISION_STRICT), ALGORITHM_DIRECT);
   assert_int_equal(algorithm_of(f, all, same, 256, true, PRECISION_STRICT), ALGORITHM_DIRECT);
   assert_int_not_equal(algorithm_of(f, all, same, 256, false, PRECISION_FAST), ALGORITHM_TILES);
   assert_int_not_equal(algorithm_of(f, "256,128,3,3", groups, 256, true, PRECISION_FAST), ALGORITHM_TILES);

@@ -104,6 +104,9 @@ static bool machine_has_tiles(Fixture *fixture) {
   return target.tiles;
 }
 
+static const Precision precisions[] = {PRECISION_FAST, PRECISION_DEFAULT}; /* halves, thirds */
+enum { PRECISION_COUNT = sizeof precisions / sizeof *precisions };
+
 /* Every convolution in tile registers, `rows` output rows an item. */
 static bool choose_tiles(Graph *graph, const PassOptions *options, int32_t rows) {
   const bool *prepared = mark_prepare_phase(graph, options->scratch);
@@ -113,20 +116,20 @@ static bool choose_tiles(Graph *graph, const PassOptions *options, int32_t rows)
     if (!tiles_possible(node, options, prepared)) return false;
     node->choice = tiles_choice(node, options);
     if (rows > 0) node->choice.row_chunk = rows;
-    node->inputs[1]->layout = tiles_filter_layout();
+    node->inputs[1]->layout = tiles_filter_layout(node, options->precision);
   }
   return true;
 }
 
 /* As test_program_compile, with tile registers wherever they are possible. */
-static bool compile(TestProgram *program, int32_t rows) {
+static bool compile(TestProgram *program, Precision precision, int32_t rows) {
   static const char before[] = "infer,hooks,lower,simplify,fold_bn,expand_bn,fuse,layout,select";
   Arena *arena = program->arena, *scratch = arena_create(NULL);
   Diag *diag = program->diag = diag_create(arena);
   Graph *graph = program->graph = graph_clone(program->source, arena);
   bool done = cpu_target("native", NULL, arena, diag, &program->target);
   const PassOptions strict = {.target = &program->target, .precision = PRECISION_STRICT, .scratch = scratch};
-  const PassOptions options = {.target = &program->target, .precision = PRECISION_FAST, .scratch = scratch};
+  const PassOptions options = {.target = &program->target, .precision = precision, .scratch = scratch};
   done = done && pipeline_run_list(graph, before, &strict, diag) && choose_tiles(graph, &options, rows) &&
          graph_verify(graph, "select", diag) && pipeline_run_list(graph, "strides,memory", &options, diag) &&
          graph_verify(graph, "memory", diag) && plan_build(graph, &options, diag, &program->plan);
@@ -145,9 +148,10 @@ static size_t count_tiles(const Plan *plan) {
   return count;
 }
 
-static void start(Fixture *fixture, TestProgram *program, const TilesCase *test, int32_t rows, const char *label) {
+static void start(Fixture *fixture, TestProgram *program, const TilesCase *test, Precision precision, int32_t rows,
+                  const char *label) {
   assert_true(test_program_parse(program, fixture->arena, describe(fixture->arena, test)));
-  if (!compile(program, rows)) fail_msg("%s: does not compile", label);
+  if (!compile(program, precision, rows)) fail_msg("%s: does not compile", label);
   assert_int_equal(count_tiles(program->plan), test->then > 0 ? 2 : 1);
 }
 
@@ -157,14 +161,16 @@ static const EvalTensor *output_of(const TestProgram *program, const EvalResult 
 
 /* --- values ------------------------------------------------------------------------------------------- */
 
-static const double norm_gate = 5e-6; /* of the relative L2 error */
+/* Of the relative L2 error: of thirds that of direct convolution. */
+static double norm_gate(Precision precision) { return precision == PRECISION_FAST ? 5e-6 : 1e-6; }
 
-/* Bound of |error| / Σ|a||b|. The products' errors, each of at most 512 u, are as if drawn by chance, so that their sum
- * grows with the root of their number: 48 u for 256 products. A second convolution averages the first one's. */
-static double element_gate(const TilesCase *test) {
+/* Bound of |error| / Σ|a||b|. Thirds: that of direct convolution. The errors of halves' products, each of at most 512 u,
+ * are as if drawn by chance, so that their sum grows with the root of their number: 48 u for 256 products. A second
+ * convolution averages the first one's. */
+static double element_gate(const TilesCase *test, Precision precision) {
   int64_t products = test->channels * test->kernel * test->kernel;
   if (test->then > 0) products *= test->filters * 9;
-  return fmin(512, 768 / sqrt((double)products)) * 0x1p-24;
+  return precision == PRECISION_FAST ? fmin(512, 768 / sqrt((double)products)) * 0x1p-24 : 8 * 0x1p-24;
 }
 
 /* What the interpreter gives for a case: all programs of it have the same inputs. */
@@ -200,7 +206,7 @@ static void evaluate(Arena *arena, const TilesCase *test, Reference *out_referen
   assert_true(test_program_eval(&program, program.source, &out_reference->magnitude));
 }
 
-/* Numbers of 16 bits are the sums of their halves, and a product of such with one of 8 bits is exact. What a second
+/* Numbers of 16 bits are the sums of their parts, and a product of such with one of 8 bits is exact. What a second
  * convolution reads may have more. */
 static void check_integers(TestProgram *program, const TilesCase *test, const Reference *reference, const char *label) {
   static const char *const names[] = {"integers", "large inputs", "large filters"};
@@ -214,8 +220,8 @@ static void check_integers(TestProgram *program, const TilesCase *test, const Re
   }
 }
 
-static void check_floats(TestProgram *program, const TilesCase *test, const Reference *reference, const char *label,
-                         TestRun *out_run) {
+static void check_floats(TestProgram *program, const TilesCase *test, Precision precision, const Reference *reference,
+                         const char *label, TestRun *out_run) {
   const EvalTensor *expected = output_of(program, &reference->floats);
   const EvalTensor *magnitude = output_of(program, &reference->magnitude);
   const double factor = test->then > 0 ? 2 : 1; /* of the convolutions */
@@ -224,8 +230,8 @@ static void check_floats(TestProgram *program, const TilesCase *test, const Refe
     if (!test_program_run(program, test->batch, 1, at_end, out_run)) fail_msg("%s: does not run", label);
     const Tensor *y = &out_run->outputs.items[0];
     double norm = test_relative_error(y, expected);
-    if (!(norm <= sqrt(factor) * norm_gate)) fail_msg("%s: relative L2 error %g", label, norm);
-    double excess = test_excess(y, expected, magnitude, factor * element_gate(test));
+    if (!(norm <= sqrt(factor) * norm_gate(precision))) fail_msg("%s: relative L2 error %g", label, norm);
+    double excess = test_excess(y, expected, magnitude, factor * element_gate(test, precision));
     if (excess > 0) fail_msg("%s: passes the gate by %g", label, excess);
   }
 }
@@ -236,33 +242,41 @@ static void check_same(const Tensor *a, const Tensor *b, const char *label, cons
 }
 
 /* However the rows are divided among items and the items among threads, every bit is the same. */
-static void test_against_interpreter(void **state) {
+static void check_divisions(Fixture *fixture, const TilesCase *test, Precision precision, const Reference *reference,
+                            const char *name) {
   static const int32_t threads[] = {2, 3, 7};
+  Arena *arena = arena_create(NULL);
+  Tensor first = {.data = NULL};
+  for (size_t c = 0; c < CHUNK_COUNT; c++) {
+    const char *label = arena_format(arena, "%s, %d rows an item", name, (int)row_chunks[c]);
+    TestProgram program;
+    TestRun one, many;
+    start(fixture, &program, test, precision, row_chunks[c], label);
+    check_integers(&program, test, reference, label);
+    check_floats(&program, test, precision, reference, label, &one);
+    const Tensor *y = &one.outputs.items[0];
+    for (size_t j = 0; j < sizeof threads / sizeof *threads; j++) {
+      assert_true(test_program_run(&program, test->batch, threads[j], j & 1, &many));
+      check_same(y, &many.outputs.items[0], label, "threads", threads[j]);
+    }
+    if (first.data != NULL) check_same(&first, y, label, "rows", row_chunks[c]);
+    first = *y;
+    first.data = arena_copy(arena, y->data, (size_t)tensor_bytes(y));
+    arena_reset(fixture->arena);
+  }
+  arena_destroy(arena);
+}
+
+static void test_against_interpreter(void **state) {
   Fixture *fixture = *state;
   if (!machine_has_tiles(fixture)) skip();
   for (size_t i = 0; i < CASE_COUNT; i++) {
-    const TilesCase *test = &cases[i];
     Arena *arena = arena_create(NULL);
     Reference reference;
-    evaluate(arena, test, &reference);
-    Tensor first = {.data = NULL};
-    for (size_t c = 0; c < CHUNK_COUNT; c++) {
-      const char *label = arena_format(fixture->arena, "case %zu, %d rows an item", i, (int)row_chunks[c]);
-      TestProgram program;
-      TestRun one, many;
-      start(fixture, &program, test, row_chunks[c], label);
-      check_integers(&program, test, &reference, label);
-      check_floats(&program, test, &reference, label, &one);
-      const Tensor *y = &one.outputs.items[0];
-      for (size_t j = 0; j < sizeof threads / sizeof *threads; j++) {
-        assert_true(test_program_run(&program, test->batch, threads[j], j & 1, &many));
-        check_same(y, &many.outputs.items[0], label, "threads", threads[j]);
-      }
-      if (first.data != NULL) check_same(&first, y, label, "rows", row_chunks[c]);
-      first = *y;
-      first.data = arena_copy(arena, y->data, (size_t)tensor_bytes(y));
-      arena_reset(fixture->arena);
-    }
+    evaluate(arena, &cases[i], &reference);
+    for (int p = 0; p < PRECISION_COUNT; p++)
+      check_divisions(fixture, &cases[i], precisions[p], &reference,
+                      arena_format(arena, "case %zu, %s", i, p == 0 ? "halves" : "thirds"));
     arena_destroy(arena);
   }
 }
@@ -278,12 +292,12 @@ static void test_not_numbers(void **state) {
   static const float values[] = {NAN, INFINITY, -INFINITY};
   Fixture *fixture = *state;
   if (!machine_has_tiles(fixture)) skip();
-  for (size_t i = 0; i < 4 * sizeof tests / sizeof *tests; i++) {
-    const TilesCase *test = &tests[i / 4];
+  for (size_t i = 0; i < 8 * sizeof tests / sizeof *tests; i++) {
+    const TilesCase *test = &tests[i / 8];
     const int64_t *place = places[i % 4];
     const char *label = arena_format(fixture->arena, "case %zu, place %zu", i / 4, i % 4);
     TestProgram program;
-    start(fixture, &program, test, (int32_t)(i % 3), label);
+    start(fixture, &program, test, precisions[i / 4 % 2], (int32_t)(i % 3), label);
     for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
       EvalResult result;
       TestRun run;
@@ -371,18 +385,18 @@ static int check_emulated(Fixture *fixture, const char *path, const char *proces
 
 /* The library computes what the JIT does, asks for the registers, and is refused without them. */
 static void test_library(void **state) {
-  static const Precision precisions[] = {PRECISION_FAST, PRECISION_DEFAULT};
+  static const Precision modes[] = {PRECISION_FAST, PRECISION_STRICT};
   Fixture *fixture = *state;
   if (!machine_has_tiles(fixture)) skip();
   for (int i = 0; i < 2; i++) {
-    const bool fast = precisions[i] == PRECISION_FAST;
+    const bool fast = modes[i] == PRECISION_FAST;
     TestProgram program;
     TestRun run;
     TensorList outputs;
     assert_true(test_program_parse(&program, fixture->arena, describe(fixture->arena, &large_case)));
-    assert_true(test_program_compile(&program, "native", NULL, precisions[i]));
+    assert_true(test_program_compile(&program, "native", NULL, modes[i]));
     assert_int_equal(count_tiles(program.plan), fast ? 1 : 0);
-    const char *path = fixture_path(fixture, fast ? "libfast.so" : "libdefault.so");
+    const char *path = fixture_path(fixture, fast ? "libfast.so" : "libstrict.so");
     const kiln_program *library = test_program_link(&program, path);
     assert_non_null(library);
     test_fill(&program, FILL_FLOATS, 2, FLOAT_SEED);

@@ -92,7 +92,9 @@ static bool compile(TestProgram *program, const char *isa, int32_t outputs, Wino
   Diag *diag = program->diag = diag_create(arena);
   Graph *graph = program->graph = graph_clone(program->source, arena);
   bool done = cpu_target(isa, NULL, arena, diag, &program->target);
-  const PassOptions options = {.target = &program->target, .precision = PRECISION_STRICT, .scratch = scratch};
+  const Layout blocks = {LAYOUT_CHANNEL_BLOCK, program->target.vector_lanes};
+  const PassOptions options = {
+      .target = &program->target, .precision = PRECISION_STRICT, .scratch = scratch, .image_layout = &blocks};
   done = done && pipeline_run_list(graph, before, &options, diag) &&
          select_winograd_always(graph, &options, outputs, split, diag) && graph_verify(graph, "select", diag) &&
          pipeline_run_list(graph, "strides,memory", &options, diag) && graph_verify(graph, "memory", diag) &&

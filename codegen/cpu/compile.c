@@ -36,7 +36,8 @@ static CpuEmit *const emitters[OP_COUNT] = {
 typedef enum OutputKind { OUTPUT_OBJECT, OUTPUT_ASSEMBLY, OUTPUT_IR } OutputKind;
 
 /* Ways to translate a module. Tables: code that every processor of the architecture runs. Prepare kernels run once:
- * LLVM's quickest translation takes a seventh of the time of the default one, and copying weights is as fast. */
+ * LLVM's quickest translation takes a seventh of the time of the default one, and copying weights is as fast. The entry
+ * points of a program that stays in this process only walk the tables: a quarter of the time. */
 typedef enum MachineKind { MACHINE_RUN, MACHINE_PREPARE, MACHINE_TABLES, MACHINE_KIND_COUNT } MachineKind;
 
 /* The target machines of a worker, made when first used: what LLVM derives from a target is kept in them. */
@@ -49,6 +50,7 @@ typedef struct Unit {
   const Plan *plan;
   const char *symbol;
   OutputKind kind;
+  bool in_process;          /* of CpuOptions */
   const PlanKernel *kernel; /* NULL: the tables */
   ObjectCache *cache;       /* may be NULL */
   Machines *machines;
@@ -89,6 +91,11 @@ static MachineKind machine_kind(const Unit *unit) {
   return prepare ? MACHINE_PREPARE : MACHINE_RUN;
 }
 
+static bool is_quick(const Unit *unit) {
+  const MachineKind kind = machine_kind(unit);
+  return kind == MACHINE_PREPARE || (kind == MACHINE_TABLES && unit->in_process);
+}
+
 static const char *cpu_name(const Unit *unit) {
   if (strncmp(unit->plan->target->triple, "x86_64", 6) != 0) return "generic";
   return machine_kind(unit) == MACHINE_TABLES ? "x86-64" : unit->plan->target->isa;
@@ -117,7 +124,7 @@ static bool open_machine(Unit *unit) {
     LLVMDisposeMessage(message);
     return false;
   }
-  LLVMCodeGenOptLevel level = machine_kind(unit) == MACHINE_PREPARE ? LLVMCodeGenLevelNone : LLVMCodeGenLevelDefault;
+  LLVMCodeGenOptLevel level = is_quick(unit) ? LLVMCodeGenLevelNone : LLVMCodeGenLevelDefault;
   *machine = LLVMCreateTargetMachine(llvm_target, triple, cpu_name(unit), feature_names(unit), level, LLVMRelocPIC,
                                      LLVMCodeModelDefault);
   unit->machine = *machine;
@@ -177,12 +184,12 @@ static void dispose_buffer(void *buffer) { LLVMDisposeMemoryBuffer(buffer); }
 /* All that the object depends on: what is done to the module, and the module itself. OBJECT_FORMAT counts changes of
  * the former that the text does not show. */
 static Code object_key(const Unit *unit) {
-  enum { OBJECT_FORMAT = 1 };
+  enum { OBJECT_FORMAT = 2 };
   unsigned major, minor, patch;
   LLVMGetVersion(&major, &minor, &patch);
-  const char *head = arena_format(unit->arena, "object %d, Kiln %s, LLVM %u.%u.%u, %s, %s, %s, machine %d\n",
-                                  OBJECT_FORMAT, KILN_VERSION, major, minor, patch, unit->plan->target->triple,
-                                  cpu_name(unit), feature_names(unit), machine_kind(unit));
+  const char *head = arena_format(unit->arena, "object %d, Kiln %s, LLVM %u.%u.%u, %s, %s, %s, %s\n", OBJECT_FORMAT,
+                                  KILN_VERSION, major, minor, patch, unit->plan->target->triple, cpu_name(unit),
+                                  feature_names(unit), is_quick(unit) ? "quick" : "default");
   LLVMMemoryBufferRef module = LLVMWriteBitcodeToMemoryBuffer(unit->module);
   arena_defer(unit->arena, dispose_buffer, module);
   size_t head_size = strlen(head), size = LLVMGetBufferSize(module);
@@ -344,8 +351,8 @@ static void *create_machines(Arena *arena) {
   return machines;
 }
 
-static bool run_unit(void *units, size_t number, const JobTools *tools) {
-  Unit *unit = (Unit *)units + number;
+static bool run_unit(void *queue, size_t number, const JobTools *tools) {
+  Unit *unit = ((Unit **)queue)[number];
   unit->arena = tools->scratch;
   unit->results = tools->results;
   unit->machines = tools->worker;
@@ -363,6 +370,16 @@ int32_t cpu_threads(int32_t threads) {
 
 /* --- programs ---------------------------------------------------------------------------------------- */
 
+/* Those of the run steps first: they take long, and the many small ones fill what threads have left at the end. */
+static Unit **queue_units(Unit *units, size_t count, Arena *arena) {
+  Unit **queue = arena_array(arena, count, Unit *);
+  size_t queued = 0;
+  for (int pass = 0; pass < 2; pass++)
+    for (size_t i = 0; i < count; i++)
+      if ((machine_kind(&units[i]) == MACHINE_RUN) == (pass == 0)) queue[queued++] = &units[i];
+  return queue;
+}
+
 /* Kernels in plan order, the tables last. Memory of intermediate results is `scratch`'s; the codes' too. */
 static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind kind, const char *symbol,
                          Arena *scratch, Diag *diag, Unit **out_units, size_t *out_count, int64_t *out_scratch_bytes) {
@@ -377,7 +394,8 @@ static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind
     unit_of[i] = &units[count++];
     *unit_of[i] = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .kernel = &plan->kernels[i], .cache = cache};
   }
-  const Jobs jobs = {.count = count, .run = run_unit, .context = units, .create_worker = create_machines};
+  const Jobs jobs = {
+      .count = count, .run = run_unit, .context = queue_units(units, count, scratch), .create_worker = create_machines};
   if (!jobs_run(&jobs, cpu_threads(options->threads), scratch, diag)) return false;
   KernelWork *work = arena_array(scratch, plan->kernel_count, KernelWork);
   for (size_t i = 0; i < plan->kernel_count; i++) work[i] = unit_of[plan->kernels[i].code]->work;
@@ -385,6 +403,7 @@ static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind
   *tables = (Unit){.plan = plan,
                    .symbol = symbol,
                    .kind = kind,
+                   .in_process = options->in_process,
                    .cache = cache,
                    .arena = scratch,
                    .results = scratch,

@@ -20,20 +20,30 @@ ConvShape conv_shape(const PlanKernel *kernel);
 /* Whether the input's halo covers every element that a window touches; reports otherwise. */
 bool conv_check_halo(const PlanKernel *kernel, const ConvShape *shape, Diag *diag);
 
-/* Blocked output; see conv_direct.c. */
+/* The output's channels in blocks or last; see conv_direct.c. */
 bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
-/* One input channel for one filter, everything blocked. */
+/* One input channel for one filter, channels in blocks or last. */
 bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 /* 3×3 with stride 1, filters transformed; see conv_winograd.c. */
 bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
-/* Products of bf16 halves in tile registers; see conv_tiles.c. */
+/* Products of bf16 parts in tile registers; see conv_tiles.c. */
 bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
 /* Whether a kernel uses tile registers. */
 bool conv_uses_tiles(const PlanKernel *kernel);
 /* convert of filters into the layout that it reads. */
-bool cpu_convert_halves(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
+bool cpu_convert_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
+/* Few filters, everything plain, the input's halo as wide as the padding; see conv_rows.c. */
+bool conv_takes_rows(const PlanKernel *kernel);
+bool cpu_conv_rows(Emit *emit, const PlanKernel *kernel, KernelWork *out_work);
 /* Any shape, everything plain. */
 bool cpu_conv_reference(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag);
+
+/* Channels last are counted by vectors in items, and by themselves in addresses: the index of vector number `block`. */
+Value conv_channel_index(Emit *emit, const PlanTensor *tensor, Value block, int32_t lanes);
+/* emit_halo of row `y`, of which the vectors of all channels are part when channels are last: once, with the first. */
+void conv_halo(Emit *emit, const PlanTensor *output, Value n, Value block, Value y);
+/* Whether the output may lie over an operand. */
+bool conv_output_is_shared(const PlanKernel *kernel);
 
 /* The work of a kernel with `per_image` items an image. */
 KernelWork work_per_image(int64_t images, int64_t per_image);

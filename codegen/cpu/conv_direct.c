@@ -1,7 +1,8 @@
-/* Direct convolution into a channel-blocked output.
+/* Direct convolution into an output whose channels are blocked or last.
  *
- * Operands: the output [N][K/b][H][W][b]; the filters as panels [K/f][C][R][S][f] with f = b·T; the input blocked by
- * the same b, or plain (the stem, with few channels). The input's halo holds the padding, so that no tap is checked.
+ * Operands: the output [N][K/b][H][W][b], or [N][H][W][K] with K a multiple of b, the vector's lanes; the filters as
+ * panels [K/f][C][R][S][f] with f = b·T; the input in blocks of any size, plain (the stem, with few channels) or with
+ * channels last: only strides differ. The input's halo holds the padding, so that no tap is checked.
  *
  * A register tile holds P pixels × T blocks of output channels, as P·T accumulators. One step of the innermost loop
  * takes one input channel of one tap: T vectors of filters, then for each pixel one scalar of the input, broadcast,
@@ -15,7 +16,8 @@
  * keep in registers that the accumulators need.
  *
  * In images of few rows a notable part of the taps falls into the padding: 18 % of those of a 3×3 filter on 7×7 pixels.
- * There every tile has code of its own, which leaves these out; so does oneDNN's direct convolution.
+ * There tiles are whole rows, and every column of taps has code of its own, which leaves these out; so have rows of
+ * taps that some rows of a tile have in the padding. oneDNN's direct convolution leaves them out too.
  *
  * Every accumulator adds its products in the same order (channel block, tap row, tap column, channel), whatever the
  * tile, so that results do not depend on how items are divided. */
@@ -37,7 +39,7 @@ typedef struct Direct {
   const PlanKernel *kernel;
   ConvShape shape;
   const PlanTensor *input, *filter, *bias, *output;
-  int32_t lanes;          /* b */
+  int32_t lanes;          /* b: of the output's vectors */
   int64_t blocks;         /* of output channels */
   int64_t panel_blocks;   /* T: blocks in a panel of filters */
   int64_t unit_blocks;    /* blocks of an item: T, or 1 where groups are narrower */
@@ -48,9 +50,9 @@ typedef struct Direct {
   int64_t chunk_blocks;   /* channel blocks between stores of partial sums */
   int64_t chunks;
   int64_t tile_pixels, tile_rows;
-  bool skips;        /* taps in the padding are left out: tiles are whole rows, and their code is not shared */
-  bool across;       /* a tile's pixels go on in the next row */
-  bool rows_outside; /* all panels go through a chunk of rows before the next chunk */
+  bool skips;                       /* taps in the padding are left out: tiles are whole rows */
+  bool across;                      /* a tile's pixels go on in the next row */
+  bool rows_outside;                /* all panels go through a chunk of rows before the next chunk */
   bool packed_input, packed_output; /* all pixels of a block are equally far apart; so are those of operands */
   DirectWork work;
   /* The filters that follow those of this chunk in memory are needed next. Every tile fetches its share of them into
@@ -63,17 +65,21 @@ typedef struct Direct {
 
 /* An output pixel of a tile. */
 typedef struct Pixel {
-  Value y, x;
-  Value input;  /* elements from the tile's first tap to the pixel's */
-  Value output; /* offset of its first block */
+  Value y, x;  /* of tiles across rows only, and there only where rows are not packed */
+  Value input; /* elements from the tile's first tap to the pixel's */
 } Pixel;
+
+/* Where a pixel's first block lies in a tensor of the output's shape and layout: `offset` elements from `base`. */
+typedef struct Place {
+  Value base;
+  int64_t offset;
+} Place;
 
 /* A tile: rows × columns of output pixels, `blocks` blocks of output channels, at (y, x). Across rows: one row, and x
  * counts the pixels of all rows; y is 0. */
 typedef struct Tile {
   int64_t rows, columns, blocks;
   Value y, x;
-  int64_t top; /* y, when `skips` */
   Pixel *pixels;
   Value *sums; /* variables, [pixel][block] */
 } Tile;
@@ -95,12 +101,13 @@ static void reach_along(int64_t first, int64_t count, int64_t stride, int64_t of
   *out_end = end > begin ? end : begin;
 }
 
-static Reach tap_reach(const Direct *direct, const Tile *tile, int64_t r, int64_t s) {
+/* Of tap (r, s), for a tile of `rows` whole rows at row `top`. */
+static Reach tap_reach(const Direct *direct, int64_t top, int64_t rows, int64_t r, int64_t s) {
   const ConvShape *shape = &direct->shape;
   Reach reach;
-  reach_along(tile->top, tile->rows, shape->stride_height, r * shape->dilation_height - shape->pad_top, shape->height,
+  reach_along(top, rows, shape->stride_height, r * shape->dilation_height - shape->pad_top, shape->height,
               &reach.first_row, &reach.end_row);
-  reach_along(0, tile->columns, shape->stride_width, s * shape->dilation_width - shape->pad_left, shape->width,
+  reach_along(0, shape->out_width, shape->stride_width, s * shape->dilation_width - shape->pad_left, shape->width,
               &reach.first_column, &reach.end_column);
   return reach;
 }
@@ -121,7 +128,7 @@ static void emit_channels(Direct *direct, const Tile *tile, const Reach *reach, 
   LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
   for (int64_t c = 0; c < count; c++) {
     Value weights[16];
-    if (tile->blocks > 1)
+    if (c > 0 && tile->blocks > 1)
       emit_step(emit, direct->lanes, tile->sums, (size_t)(tile->rows * tile->columns * tile->blocks));
     for (int64_t k = 0; k < tile->blocks; k++)
       weights[k] = emit_load(emit, filter, emit_int(emit, c * direct->filter->storage.stride[1] + k * direct->lanes),
@@ -134,8 +141,52 @@ static void emit_channels(Direct *direct, const Tile *tile, const Reach *reach, 
           Value sum = *tile_sum(tile, row * tile->columns + column, k);
           emit_set(emit, sum, emit_fma(emit, pixel, weights[k], emit_get(emit, vector, sum)));
         }
+        if (tile->blocks == 1) emit_keep(emit, direct->lanes, pixel);
       }
   }
+}
+
+/* Row and column of a pixel; where rows are packed and tiles go across them, those of one long row. */
+static void pixel_position(const Direct *direct, const Tile *tile, int64_t pixel, Value *out_y, Value *out_x) {
+  const Pixel *at = &tile->pixels[pixel];
+  *out_y = at->y != NULL ? at->y : emit_add_int(direct->emit, tile->y, pixel / tile->columns);
+  *out_x = at->x != NULL ? at->x : emit_add_int(direct->emit, tile->x, pixel % tile->columns);
+}
+
+static bool lies_like_output(const Direct *direct, const PlanTensor *operand) {
+  const PlanTensor *output = direct->output;
+  return shape_equal(&operand->shape, &output->shape) && layout_equal(operand->layout, output->layout);
+}
+
+/* What stands for a block of output channels in an index of the output. */
+static Value channel_index(const Direct *direct, Value block) {
+  return conv_channel_index(direct->emit, direct->output, block, direct->lanes);
+}
+
+/* The places of a tile's pixels in the output, or in an operand that lies like it. They are as far apart in all tiles,
+ * unless these go across rows that have gaps between them. */
+static const Place *emit_places(const Direct *direct, const Tile *tile, const PlanTensor *tensor, Value buffer) {
+  Emit *emit = direct->emit;
+  const int64_t *stride = tensor->storage.stride, count = tile->rows * tile->columns;
+  Place *places = arena_array(emit->arena, (size_t)count, Place);
+  const Value channel = channel_index(direct, direct->block);
+  const Value first[4] = {direct->image, channel, tile->y, tile->x};
+  const bool apart = direct->across && !direct->packed_output;
+  Value base = apart ? NULL : emit_opaque(emit, emit_address(emit, buffer, emit_offset(emit, tensor, first)));
+  for (int64_t pixel = 0; pixel < count; pixel++) {
+    places[pixel] = (Place){base, pixel / tile->columns * stride[2] + pixel % tile->columns * stride[3]};
+    if (!apart) continue;
+    Value index[4] = {direct->image, channel};
+    pixel_position(direct, tile, pixel, &index[2], &index[3]);
+    places[pixel] = (Place){emit_opaque(emit, emit_address(emit, buffer, emit_offset(emit, tensor, index))), 0};
+  }
+  return places;
+}
+
+/* Elements from the base to the pixel in block `block` of the tile. */
+static int64_t place_offset(const Direct *direct, const PlanTensor *tensor, const Place *place, int64_t block) {
+  const int64_t channels = tensor->layout.kind == LAYOUT_CHANNEL_LAST ? direct->lanes : 1;
+  return place->offset + block * channels * tensor->storage.stride[1];
 }
 
 static void emit_prefetch(Direct *direct, int64_t lines) {
@@ -170,13 +221,12 @@ static void emit_fetch_operands(Direct *direct, const Tile *tile) {
   if (!is_far(direct, shape_elements_per_image(&output->shape))) return;
   for (int32_t i = direct->kernel->op_input_count; i < direct->kernel->input_count; i++) {
     const PlanTensor *operand = &direct->kernel->inputs[i];
-    if (!shape_equal(&operand->shape, &output->shape) || !layout_equal(operand->layout, output->layout)) continue;
+    if (!lies_like_output(direct, operand)) continue;
+    const Place *places = emit_places(direct, tile, operand, emit->inputs[i]);
     for (int64_t pixel = 0; pixel < tile->rows * tile->columns; pixel++)
-      for (int64_t k = 0; k < tile->blocks; k++) {
-        const Value index[4] = {direct->image, emit_add_int(emit, direct->block, k), tile->pixels[pixel].y,
-                                tile->pixels[pixel].x};
-        emit_prefetch_line(emit, emit->inputs[i], emit_offset(emit, operand, index), true);
-      }
+      for (int64_t k = 0; k < tile->blocks; k++)
+        emit_prefetch_line(emit, places[pixel].base, emit_int(emit, place_offset(direct, operand, &places[pixel], k)),
+                           true);
   }
 }
 
@@ -191,9 +241,10 @@ static void emit_tap(Direct *direct, const Tile *tile, const Reach *reach, Value
     EmitLoop c = emit_loop_count(emit, groups, 1, "channel");
     int64_t unroll = CHANNEL_UNROLL;
     emit_prefetch(direct, direct->prefetch_lines / groups);
-    emit_channels(direct, tile, reach,
-                  emit_address(emit, input, emit_mul_int(emit, c.index, unroll * direct->lane_stride)),
-                  emit_address(emit, filter, emit_mul_int(emit, c.index, unroll * weights[1])), unroll);
+    /* opaque: of a tile of many pixels LLVM would keep the address of each in a variable of its own */
+    Value pixels = emit_address(emit, input, emit_mul_int(emit, c.index, unroll * direct->lane_stride));
+    Value filters = emit_address(emit, filter, emit_mul_int(emit, c.index, unroll * weights[1]));
+    emit_channels(direct, tile, reach, emit_opaque(emit, pixels), emit_opaque(emit, filters), unroll);
     emit_loop_end(emit, &c);
   }
   if (looped < channels)
@@ -201,56 +252,126 @@ static void emit_tap(Direct *direct, const Tile *tile, const Reach *reach, Value
                   emit_address(emit, filter, emit_int(emit, looped * weights[1])), channels - looped);
 }
 
-/* All taps of one block of `channels` channels; addresses are of the block's first channel and the first tap. */
-static void emit_channel_block(Direct *direct, const Tile *tile, Value input, Value filter, int64_t channels) {
+/* Addresses in a block of channels: of its first channel and the first tap. */
+typedef struct Block {
+  Value input, filter;
+  int64_t channels;
+} Block;
+
+/* The taps of row `r`, of which the pixels in [first_row, end_row) of the tile's rows are within the image. */
+static void emit_tap_row(Direct *direct, const Tile *tile, const Block *block, Value r, int64_t first_row,
+                         int64_t end_row) {
+  Emit *emit = direct->emit;
+  const ConvShape *shape = &direct->shape;
+  const int64_t *in = direct->input->storage.stride, *weights = direct->filter->storage.stride;
+  Value input = emit_address(emit, block->input, emit_mul_int(emit, r, shape->dilation_height * in[2]));
+  Value filter = emit_address(emit, block->filter, emit_mul_int(emit, r, weights[2]));
+  for (int64_t s = 0; s < shape->kernel_width; s++) {
+    Reach reach = tap_reach(direct, 0, 0, 0, s);
+    reach.first_row = first_row, reach.end_row = end_row;
+    if (reach_is_empty(reach)) continue;
+    emit_tap(direct, tile, &reach, emit_address(emit, input, emit_int(emit, s * shape->dilation_width * in[3])),
+             emit_address(emit, filter, emit_int(emit, s * weights[3])), block->channels);
+  }
+}
+
+/* The rows of taps [begin, end) that no row of a tile has in the padding: they follow each other, as what a tap leaves
+ * out grows with its distance from them. If there are none, both are the number of rows. */
+static void whole_taps(const Direct *direct, int64_t top, int64_t rows, int64_t *out_begin, int64_t *out_end) {
+  int64_t height = direct->shape.kernel_height, begin = 0;
+  for (; begin < height; begin++) {
+    const Reach reach = tap_reach(direct, top, rows, begin, 0);
+    if (reach.first_row == 0 && reach.end_row == rows) break;
+  }
+  int64_t end = begin;
+  for (; end < height; end++) {
+    const Reach reach = tap_reach(direct, top, rows, end, 0);
+    if (reach.first_row != 0 || reach.end_row != rows) break;
+  }
+  *out_begin = begin, *out_end = end;
+}
+
+/* Rows of taps that are partly in the padding of the tile at `top`: those before the whole ones, or those after.
+ * `only`: there is no other tile. */
+static void emit_partial_taps(Direct *direct, const Tile *tile, const Block *block, int64_t top, bool only,
+                              bool after) {
+  Emit *emit = direct->emit;
+  int64_t begin, end;
+  whole_taps(direct, top, tile->rows, &begin, &end);
+  for (int64_t r = after ? end : 0; r < (after ? direct->shape.kernel_height : begin); r++) {
+    const Reach reach = tap_reach(direct, top, tile->rows, r, 0);
+    if (reach.first_row == reach.end_row) continue;
+    EmitIf here = {0};
+    if (!only) here = emit_if(emit, emit_equal(emit, tile->y, emit_int(emit, top)), "padded_tile");
+    emit_tap_row(direct, tile, block, emit_int(emit, r), reach.first_row, reach.end_row);
+    if (!only) emit_end_if(emit, &here);
+  }
+}
+
+/* All taps but those in the padding. Rows of taps that all rows of a tile have are a loop, whose code serves all tiles:
+ * only those at the upper and lower end of the image have others besides. */
+static void emit_skipping(Direct *direct, const Tile *tile, const Block *block) {
+  Emit *emit = direct->emit;
+  const int64_t height = direct->shape.out_height, whole = height - height % direct->tile_rows;
+  const bool last = tile->rows < direct->tile_rows; /* the last one; else all the others */
+  const int64_t first_top = last ? whole : 0, end_top = last ? height : whole;
+  const bool only = first_top + tile->rows == end_top;
+  Value begin = NULL, end = NULL;
+  for (int64_t top = first_top; top < end_top; top += tile->rows) {
+    int64_t first, after;
+    emit_partial_taps(direct, tile, block, top, only, false);
+    whole_taps(direct, top, tile->rows, &first, &after);
+    Value here = emit_equal(emit, tile->y, emit_int(emit, top));
+    begin = begin == NULL ? emit_int(emit, first) : emit_select(emit, here, emit_int(emit, first), begin);
+    end = end == NULL ? emit_int(emit, after) : emit_select(emit, here, emit_int(emit, after), end);
+  }
+  EmitLoop r = emit_loop_outer(emit, begin, end, 1, "tap_row");
+  emit_tap_row(direct, tile, block, r.index, 0, tile->rows);
+  emit_loop_end(emit, &r);
+  for (int64_t top = first_top; top < end_top; top += tile->rows)
+    emit_partial_taps(direct, tile, block, top, only, true);
+}
+
+/* All taps of one block of channels. */
+static void emit_channel_block(Direct *direct, const Tile *tile, const Block *block) {
   Emit *emit = direct->emit;
   const ConvShape *shape = &direct->shape;
   const int64_t *in = direct->input->storage.stride, *weights = direct->filter->storage.stride;
   int64_t row_step = shape->dilation_height * in[2], column_step = shape->dilation_width * in[3];
   if (direct->skips) {
-    for (int64_t tap = 0; tap < shape->kernel_height * shape->kernel_width; tap++) {
-      int64_t r = tap / shape->kernel_width, s = tap % shape->kernel_width;
-      const Reach reach = tap_reach(direct, tile, r, s);
-      if (reach_is_empty(reach)) continue;
-      emit_tap(direct, tile, &reach, emit_address(emit, input, emit_int(emit, r * row_step + s * column_step)),
-               emit_address(emit, filter, emit_int(emit, r * weights[2] + s * weights[3])), channels);
-    }
+    emit_skipping(direct, tile, block);
     return;
   }
-  emit_fetch_input(direct, tile, input);
+  emit_fetch_input(direct, tile, block->input);
   const Reach whole = {0, tile->rows, 0, tile->columns};
-  EmitLoop r = emit_loop_count(emit, shape->kernel_height, 1, "tap_row");
-  Value input_row = emit_address(emit, input, emit_mul_int(emit, r.index, row_step));
-  Value filter_row = emit_address(emit, filter, emit_mul_int(emit, r.index, weights[2]));
-  EmitLoop s = emit_loop_count(emit, shape->kernel_width, 1, "tap_column");
+  EmitLoop r = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, shape->kernel_height), 1, "tap_row");
+  Value input_row = emit_address(emit, block->input, emit_mul_int(emit, r.index, row_step));
+  Value filter_row = emit_address(emit, block->filter, emit_mul_int(emit, r.index, weights[2]));
+  EmitLoop s = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, shape->kernel_width), 1, "tap_column");
   emit_tap(direct, tile, &whole, emit_address(emit, input_row, emit_mul_int(emit, s.index, column_step)),
-           emit_address(emit, filter_row, emit_mul_int(emit, s.index, weights[3])), channels);
+           emit_address(emit, filter_row, emit_mul_int(emit, s.index, weights[3])), block->channels);
   emit_loop_end(emit, &s);
   emit_loop_end(emit, &r);
 }
 
 /* Where the tile's pixels are. */
-static void emit_places(Direct *direct, Tile *tile) {
+static void emit_pixels(Direct *direct, Tile *tile) {
   Emit *emit = direct->emit;
   const ConvShape *shape = &direct->shape;
-  const int64_t *in = direct->input->storage.stride, *out = direct->output->storage.stride;
+  const int64_t *in = direct->input->storage.stride;
   const int64_t row_step = shape->stride_height * in[2], column_step = shape->stride_width * in[3];
-  const Value first[4] = {direct->image, direct->block, tile->y, tile->x};
   tile->pixels = arena_array(emit->arena, (size_t)(tile->rows * tile->columns), Pixel);
   for (int64_t row = 0; row < tile->rows; row++)
     for (int64_t column = 0; column < tile->columns; column++) {
       Pixel *pixel = &tile->pixels[row * tile->columns + column];
-      pixel->y = emit_add_int(emit, tile->y, row), pixel->x = emit_add_int(emit, tile->x, column);
-      pixel->input = emit_int(emit, row * row_step + column * column_step);
-      pixel->output = emit_add_int(emit, emit_offset(emit, direct->output, first), row * out[2] + column * out[3]);
-      if (!direct->across) continue;
-      Value y = emit_div_int(emit, pixel->x, shape->out_width), x = emit_mod_int(emit, pixel->x, shape->out_width);
+      *pixel = (Pixel){.input = emit_int(emit, row * row_step + column * column_step)};
+      if (!direct->across || (direct->packed_input && direct->packed_output)) continue;
+      Value number = emit_add_int(emit, tile->x, column);
+      pixel->y = emit_div_int(emit, number, shape->out_width);
+      pixel->x = emit_mod_int(emit, number, shape->out_width);
       if (!direct->packed_input)
-        pixel->input = emit_add(emit, emit_mul_int(emit, y, row_step), emit_mul_int(emit, x, column_step));
-      if (direct->packed_output) continue; /* as good as one long row */
-      const Value index[4] = {direct->image, direct->block, y, x};
-      pixel->y = y, pixel->x = x;
-      pixel->output = emit_offset(emit, direct->output, index);
+        pixel->input =
+            emit_add(emit, emit_mul_int(emit, pixel->y, row_step), emit_mul_int(emit, pixel->x, column_step));
     }
 }
 
@@ -263,20 +384,16 @@ static Value emit_corner(Direct *direct, const Tile *tile) {
                   emit_mul_int(emit, tile->x, direct->shape.stride_width * in[3]));
 }
 
-/* The address of a pixel's output in block `block` of the tile. */
-static Value output_place(const Direct *direct, const Pixel *pixel, int64_t block) {
-  return emit_add_int(direct->emit, pixel->output, block * direct->output->storage.stride[1]);
-}
-
 static void emit_start_from_bias(Direct *direct, const Tile *tile) {
   Emit *emit = direct->emit;
+  Value bias = NULL;
+  if (direct->bias != NULL) {
+    Value first = emit_mul_int(emit, direct->block, direct->lanes);
+    bias = emit_address(emit, emit->inputs[2], emit_add_int(emit, first, direct->bias->storage.origin));
+  }
   for (int64_t k = 0; k < tile->blocks; k++) {
-    Value start = emit_float(emit, direct->lanes, 0);
-    if (direct->bias != NULL) {
-      Value channel = emit_mul_int(emit, emit_add_int(emit, direct->block, k), direct->lanes);
-      start =
-          emit_load(emit, emit->inputs[2], emit_add_int(emit, channel, direct->bias->storage.origin), direct->lanes);
-    }
+    Value start = bias != NULL ? emit_load(emit, bias, emit_int(emit, k * direct->lanes), direct->lanes)
+                               : emit_float(emit, direct->lanes, 0);
     for (int64_t pixel = 0; pixel < tile->rows * tile->columns; pixel++)
       emit_set(emit, *tile_sum(tile, pixel, k), start);
   }
@@ -286,35 +403,66 @@ static void emit_start_from_bias(Direct *direct, const Tile *tile) {
 static void emit_partial_sums(Direct *direct, const Tile *tile, bool store) {
   Emit *emit = direct->emit;
   LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
+  const Place *places = emit_places(direct, tile, direct->output, emit->output);
   for (int64_t pixel = 0; pixel < tile->rows * tile->columns; pixel++)
     for (int64_t k = 0; k < tile->blocks; k++) {
-      Value sum = *tile_sum(tile, pixel, k), offset = output_place(direct, &tile->pixels[pixel], k);
+      const Place *place = &places[pixel];
+      Value sum = *tile_sum(tile, pixel, k), offset = emit_int(emit, place_offset(direct, direct->output, place, k));
       if (store)
-        emit_store(emit, emit->output, offset, emit_get(emit, vector, sum));
+        emit_store(emit, place->base, offset, emit_get(emit, vector, sum));
       else
-        emit_set(emit, sum, emit_load(emit, emit->output, offset, direct->lanes));
+        emit_set(emit, sum, emit_load(emit, place->base, offset, direct->lanes));
     }
+}
+
+/* A vector of the tile on its way through the epilogue. */
+typedef struct Result {
+  const Direct *direct;
+  const Tile *tile;
+  const Place **operands; /* of the pixels, by input; NULL: does not lie like the output */
+  int64_t pixel, block;
+} Result;
+
+static Value load_operand(Emit *emit, void *context, int32_t input) {
+  const Result *result = context;
+  const Direct *direct = result->direct;
+  const PlanTensor *operand = &direct->kernel->inputs[input];
+  if (result->operands[input] != NULL) {
+    const Place *place = &result->operands[input][result->pixel];
+    return emit_load(emit, place->base, emit_int(emit, place_offset(direct, operand, place, result->block)),
+                     direct->lanes);
+  }
+  Value index[4] = {direct->image, channel_index(direct, emit_add_int(emit, direct->block, result->block))};
+  pixel_position(direct, result->tile, result->pixel, &index[2], &index[3]);
+  return emit_load_broadcast(emit, operand, emit->inputs[input], direct->output, index, direct->lanes);
 }
 
 static void emit_finish(Direct *direct, const Tile *tile) {
   Emit *emit = direct->emit;
+  const PlanKernel *kernel = direct->kernel;
   LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
-  for (int64_t k = 0; k < tile->blocks; k++) {
-    Value block = emit_add_int(emit, direct->block, k);
-    for (int64_t i = 0; i < tile->rows * tile->columns; i++) {
-      const Pixel *pixel = &tile->pixels[i];
-      const Value index[4] = {direct->image, block, pixel->y, pixel->x};
-      Value sum = emit_get(emit, vector, *tile_sum(tile, i, k));
-      emit_store(emit, emit->output, output_place(direct, pixel, k), emit_epilogue(emit, sum, index, direct->lanes));
+  const Place *places = emit_places(direct, tile, direct->output, emit->output);
+  Result result = {.direct = direct, .tile = tile};
+  result.operands = arena_array(emit->arena, (size_t)kernel->input_count, const Place *);
+  for (int32_t i = 0; i < kernel->input_count; i++)
+    result.operands[i] = i >= kernel->op_input_count && lies_like_output(direct, &kernel->inputs[i])
+                             ? emit_places(direct, tile, &kernel->inputs[i], emit->inputs[i])
+                             : NULL;
+  for (result.block = 0; result.block < tile->blocks; result.block++) {
+    for (result.pixel = 0; result.pixel < tile->rows * tile->columns; result.pixel++) {
+      const Place *place = &places[result.pixel];
+      Value sum = emit_get(emit, vector, *tile_sum(tile, result.pixel, result.block));
+      Value value = emit_epilogue_with(emit, sum, direct->lanes, load_operand, &result);
+      emit_store(emit, place->base, emit_int(emit, place_offset(direct, direct->output, place, result.block)), value);
     }
-    ride_take(emit, block);
+    ride_take(emit, emit_add_int(emit, direct->block, result.block));
   }
 }
 
 /* One register tile over the channels of chunk number `chunk`. */
 static void emit_tile(Direct *direct, Tile *tile, Value chunk) {
   Emit *emit = direct->emit;
-  emit_places(direct, tile);
+  emit_pixels(direct, tile);
   tile->sums = arena_array(emit->arena, (size_t)(tile->rows * tile->columns * tile->blocks), Value);
   for (int64_t i = 0; i < tile->rows * tile->columns * tile->blocks; i++)
     tile->sums[i] = emit_variable(emit, emit_float_type(emit, direct->lanes), "sum");
@@ -337,17 +485,19 @@ static void emit_tile(Direct *direct, Tile *tile, Value chunk) {
   if (full > 0) {
     Value begin = emit_mul_int(emit, chunk, direct->chunk_blocks);
     Value end = emit_min(emit, emit_add_int(emit, begin, direct->chunk_blocks), emit_int(emit, full));
-    EmitLoop loop = emit_loop_begin(emit, begin, end, 1, "channel_block");
-    emit_channel_block(direct, tile, emit_address(emit, input, emit_mul_int(emit, loop.index, direct->block_stride)),
-                       emit_address(emit, direct->filter_base, emit_mul_int(emit, loop.index, filter_stride)),
-                       direct->channel_block);
+    EmitLoop loop = emit_loop_outer(emit, begin, end, 1, "channel_block");
+    const Block block = {emit_address(emit, input, emit_mul_int(emit, loop.index, direct->block_stride)),
+                         emit_address(emit, direct->filter_base, emit_mul_int(emit, loop.index, filter_stride)),
+                         direct->channel_block};
+    emit_channel_block(direct, tile, &block);
     emit_loop_end(emit, &loop);
   }
   if (tail > 0) {
     EmitIf branch = {0};
     if (direct->chunks > 1) branch = emit_if(emit, last, "last_channels");
-    emit_channel_block(direct, tile, emit_address(emit, input, emit_int(emit, full * direct->block_stride)),
-                       emit_address(emit, direct->filter_base, emit_int(emit, full * filter_stride)), tail);
+    const Block block = {emit_address(emit, input, emit_int(emit, full * direct->block_stride)),
+                         emit_address(emit, direct->filter_base, emit_int(emit, full * filter_stride)), tail};
+    emit_channel_block(direct, tile, &block);
     if (direct->chunks > 1) emit_end_if(emit, &branch);
   }
 
@@ -372,7 +522,7 @@ static void emit_span(Direct *direct, Tile tile, int64_t width, int64_t limit, V
     int64_t count = part == 0 ? wide : tiles - wide;
     tile.columns = part == 0 ? narrow + 1 : narrow;
     if (count == 0) continue;
-    EmitLoop x = emit_loop_count(emit, count, 1, "tile");
+    EmitLoop x = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, count), 1, "tile");
     tile.x =
         emit_add(emit, begin,
                  emit_add_int(emit, emit_mul_int(emit, x.index, tile.columns), part == 0 ? 0 : wide * (narrow + 1)));
@@ -382,17 +532,17 @@ static void emit_span(Direct *direct, Tile tile, int64_t width, int64_t limit, V
   }
 }
 
-/* The tiles of `rows` rows at y, which is `top` when that is at least 0. */
-static void emit_rows(Direct *direct, int64_t rows, int64_t blocks, Value y, int64_t top, Value chunk) {
-  const Tile tile = {.rows = rows, .blocks = blocks, .y = y, .x = emit_int(direct->emit, 0), .top = top};
+/* The tiles of `rows` rows at y. */
+static void emit_rows(Direct *direct, int64_t rows, int64_t blocks, Value y, Value chunk) {
+  const Tile tile = {.rows = rows, .blocks = blocks, .y = y, .x = emit_int(direct->emit, 0)};
   emit_span(direct, tile, direct->shape.out_width, direct->tile_pixels / direct->tile_rows, chunk);
 }
 
 /* The tiles of the rows from `begin` on, across their ends. */
-static void emit_pixels(Direct *direct, int64_t rows, int64_t blocks, Value begin, Value chunk) {
+static void emit_rows_across(Direct *direct, int64_t rows, int64_t blocks, Value begin, Value chunk) {
   const int64_t width = direct->shape.out_width;
   const Value x = emit_mul_int(direct->emit, begin, width);
-  const Tile tile = {.rows = 1, .blocks = blocks, .y = emit_int(direct->emit, 0), .x = x, .top = -1};
+  const Tile tile = {.rows = 1, .blocks = blocks, .y = emit_int(direct->emit, 0), .x = x};
   emit_span(direct, tile, rows * width, direct->tile_pixels, chunk);
 }
 
@@ -415,13 +565,13 @@ static void emit_chunk_across(Direct *direct, int64_t blocks, Value begin, Value
   Emit *emit = direct->emit;
   int64_t rows = direct->work.row_chunk, rest = direct->shape.out_height % rows;
   if (rest == 0 || direct->work.row_chunks == 1) {
-    emit_pixels(direct, rest == 0 ? rows : rest, blocks, begin, chunk);
+    emit_rows_across(direct, rest == 0 ? rows : rest, blocks, begin, chunk);
     return;
   }
   EmitIf whole = emit_if(emit, emit_equal(emit, emit_sub(emit, end, begin), emit_int(emit, rows)), "whole_item");
-  emit_pixels(direct, rows, blocks, begin, chunk);
+  emit_rows_across(direct, rows, blocks, begin, chunk);
   emit_else(emit, &whole);
-  emit_pixels(direct, rest, blocks, begin, chunk);
+  emit_rows_across(direct, rest, blocks, begin, chunk);
   emit_end_if(emit, &whole);
 }
 
@@ -429,53 +579,34 @@ static void emit_chunk_across(Direct *direct, int64_t blocks, Value begin, Value
 static void emit_item(Direct *direct, int64_t blocks, Value row_number, Value begin, Value end) {
   Emit *emit = direct->emit;
   const Storage *storage = &direct->output->storage;
-  EmitLoop chunk = emit_loop_count(emit, direct->chunks, 1, "channel_chunk");
+  EmitLoop chunk = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, direct->chunks), 1, "channel_chunk");
   if (direct->prefetch_lines > 0) {
     Value next = emit_mul_int(emit, emit_add_int(emit, chunk.index, 1), chunk_elements(direct));
     if (prefetch_parts(direct) > 1) next = emit_add(emit, next, emit_mul_int(emit, row_number, prefetch_share(direct)));
     emit_set(emit, direct->prefetch, emit_address(emit, direct->filter_base, next));
   }
   if (direct->across) emit_chunk_across(direct, blocks, begin, end, chunk.index);
-  for (int64_t top = 0; direct->skips && top < direct->shape.out_height; top += direct->tile_rows) {
-    int64_t left = direct->shape.out_height - top;
-    emit_rows(direct, left < direct->tile_rows ? left : direct->tile_rows, blocks, emit_int(emit, top), top,
-              chunk.index);
-    ride_row(emit);
-  }
   int64_t rest = direct->shape.out_height % direct->tile_rows;
-  if (!direct->skips && !direct->across && direct->shape.out_height >= direct->tile_rows) {
+  if (!direct->across && direct->shape.out_height >= direct->tile_rows) {
     Value full_end = rest == 0 ? end : emit_add_int(emit, end, 1 - direct->tile_rows);
-    EmitLoop y = emit_loop_begin(emit, begin, full_end, direct->tile_rows, "row");
-    emit_rows(direct, direct->tile_rows, blocks, y.index, -1, chunk.index);
+    EmitLoop y = emit_loop_outer(emit, begin, full_end, direct->tile_rows, "row");
+    emit_rows(direct, direct->tile_rows, blocks, y.index, chunk.index);
     ride_row(emit);
     emit_loop_end(emit, &y);
   }
-  if (!direct->skips && !direct->across &&
-      rest > 0) { /* the last chunk of rows only: chunks are multiples of the tile's rows */
+  if (!direct->across && rest > 0) { /* the last chunk of rows only: chunks are multiples of the tile's rows */
     Value y = emit_int(emit, direct->shape.out_height - rest);
     EmitIf last = emit_if(emit, emit_less(emit, y, end), "last_rows");
-    emit_rows(direct, rest, blocks, y, -1, chunk.index);
+    emit_rows(direct, rest, blocks, y, chunk.index);
     emit_end_if(emit, &last);
   }
   emit_loop_end(emit, &chunk);
   if (storage->halo[0] == 0 && storage->halo[1] == 0 && storage->halo[2] == 0 && storage->halo[3] == 0) return;
-  EmitLoop block = emit_loop_count(emit, blocks, 1, "halo_block");
-  EmitLoop y = emit_loop_begin(emit, begin, end, 1, "halo_row");
-  emit_halo(emit, direct->image, emit_add(emit, direct->block, block.index), y.index);
+  EmitLoop block = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, blocks), 1, "halo_block");
+  EmitLoop y = emit_loop_outer(emit, begin, end, 1, "halo_row");
+  conv_halo(emit, direct->output, direct->image, emit_add(emit, direct->block, block.index), y.index);
   emit_loop_end(emit, &y);
   emit_loop_end(emit, &block);
-}
-
-/* Partial sums wait in the output, which must then not lie over an operand of the epilogue. */
-static bool output_is_shared(const PlanKernel *kernel) {
-  const Storage *output = &kernel->output.storage;
-  for (int32_t i = 0; i < kernel->input_count; i++) {
-    const Storage *input = &kernel->inputs[i].storage;
-    if (input->space == output->space && input->index == output->index &&
-        input->offset < output->offset + output->bytes && output->offset < input->offset + input->bytes)
-      return true;
-  }
-  return false;
 }
 
 /* Whether tiles are whole rows, of few different kinds, and have taps in the padding. */
@@ -525,13 +656,15 @@ static void choose_across(Direct *direct) {
 static bool direct_init(Direct *direct, Emit *emit, const PlanKernel *kernel, Diag *diag) {
   const ConvShape shape = conv_shape(kernel);
   const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
-  int32_t lanes = kernel->output.layout.block;
-  bool blocked = input->layout.kind == LAYOUT_CHANNEL_BLOCK && input->layout.block == lanes;
-  bool plain = input->layout.kind == LAYOUT_PLAIN;
+  const Layout layout = kernel->output.layout;
+  int32_t lanes = work_lanes(layout, filter->layout.block, &kernel->choice);
+  bool blocked = input->layout.kind == LAYOUT_CHANNEL_BLOCK;
+  bool apart = input->layout.kind == LAYOUT_PLAIN || input->layout.kind == LAYOUT_CHANNEL_LAST;
+  bool last = layout.kind == LAYOUT_CHANNEL_LAST && shape.filters % lanes == 0;
   int64_t group_filters = shape.filters / shape.groups, group_channels = shape.channels / shape.groups;
-  if (kernel->output.layout.kind != LAYOUT_CHANNEL_BLOCK || filter->layout.kind != LAYOUT_FILTER_BLOCK ||
-      (!blocked && !plain) || filter->layout.block % lanes != 0 || filter->layout.block > 16 * lanes ||
-      (shape.groups > 1 && (group_filters % lanes != 0 || (blocked && group_channels % lanes != 0)))) {
+  if ((layout.kind != LAYOUT_CHANNEL_BLOCK && !last) || filter->layout.kind != LAYOUT_FILTER_BLOCK ||
+      (!blocked && !apart) || filter->layout.block % lanes != 0 || filter->layout.block > 16 * lanes ||
+      (shape.groups > 1 && (group_filters % lanes != 0 || (blocked && group_channels % input->layout.block != 0)))) {
     diag_error(diag, kernel->location, "'%s': direct convolution does not take these layouts", kernel->name);
     return false;
   }
@@ -544,13 +677,14 @@ static bool direct_init(Direct *direct, Emit *emit, const PlanKernel *kernel, Di
   direct->work = work_direct(&direct->output->shape, lanes, filter->layout.block, shape.groups, &kernel->choice);
   direct->unit_blocks = direct->work.unit_blocks;
   direct->group_channels = group_channels;
-  direct->channel_block = blocked ? lanes : PLAIN_CHANNEL_BLOCK;
+  direct->channel_block = blocked ? input->layout.block : PLAIN_CHANNEL_BLOCK;
   direct->lane_stride = blocked ? 1 : input->storage.stride[1];
   direct->block_stride = blocked ? input->storage.stride[1] : PLAIN_CHANNEL_BLOCK * input->storage.stride[1];
   int64_t chunk = kernel->choice.channel_chunk > 0 ? kernel->choice.channel_chunk : group_channels;
   direct->chunk_blocks = ceil_div(chunk, direct->channel_block);
   direct->chunks = ceil_div(ceil_div(group_channels, direct->channel_block), direct->chunk_blocks);
-  if (output_is_shared(kernel)) direct->chunks = 1;
+  /* partial sums wait in the output, which must then not lie over an operand of the epilogue */
+  if (conv_output_is_shared(kernel)) direct->chunks = 1;
   direct->tile_pixels = kernel->choice.tile_pixels > 0 ? kernel->choice.tile_pixels : 4;
   direct->tile_rows = direct->work.tile_rows;
   return true;
@@ -589,11 +723,10 @@ static int64_t item_taps(const Direct *direct, int64_t rows) {
   if (!direct->skips)
     return rows / direct->tile_rows * ceil_div(shape->out_width, direct->tile_pixels / direct->tile_rows) * window;
   for (int64_t top = 0; top < shape->out_height; top += direct->tile_rows) {
-    int64_t left = shape->out_height - top;
-    const Tile tile = {
-        .rows = left < direct->tile_rows ? left : direct->tile_rows, .columns = shape->out_width, .top = top};
+    int64_t left = shape->out_height - top, tile_rows = left < direct->tile_rows ? left : direct->tile_rows;
     for (int64_t tap = 0; tap < window; tap++)
-      if (!reach_is_empty(tap_reach(direct, &tile, tap / shape->kernel_width, tap % shape->kernel_width))) taps++;
+      if (!reach_is_empty(tap_reach(direct, top, tile_rows, tap / shape->kernel_width, tap % shape->kernel_width)))
+        taps++;
   }
   return taps;
 }
@@ -615,7 +748,7 @@ bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
     direct->prefetch = emit_variable(emit, emit->pointer, "prefetch");
   }
 
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value unit, row_number;
   decode_item(direct, item.index, units, row_chunks, &unit, &row_number);
   Value begin = emit_mul_int(emit, row_number, row_chunk);
@@ -628,9 +761,8 @@ bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
   Value filter_offset = emit_add(emit, emit_mul_int(emit, panel, weights->stride[0]), lane);
   direct->filter_base = emit_address(emit, emit->inputs[1], emit_add_int(emit, filter_offset, weights->origin));
   int64_t group_blocks = ceil_div(shape->filters / shape->groups, direct->lanes);
-  int64_t input_channel_stride = direct->lane_stride == 1 && direct->input->layout.kind == LAYOUT_CHANNEL_BLOCK
-                                     ? in->stride[1] / direct->lanes
-                                     : in->stride[1];
+  int64_t input_channel_stride =
+      direct->input->layout.kind == LAYOUT_CHANNEL_BLOCK ? in->stride[1] / direct->channel_block : in->stride[1];
   Value group = shape->groups == 1 ? emit_int(emit, 0) : emit_div_int(emit, direct->block, group_blocks);
   Value input_offset = emit_add(emit, emit_mul_int(emit, direct->image, in->stride[0]),
                                 emit_mul_int(emit, group, direct->group_channels * input_channel_stride));

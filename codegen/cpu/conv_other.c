@@ -3,6 +3,7 @@
 #include "conv.h"
 #include "kiln_abi.h"
 #include "ride.h"
+#include "work.h"
 
 ConvShape conv_shape(const PlanKernel *kernel) {
   const Shape *in = &kernel->inputs[0].shape, *filter = &kernel->inputs[1].shape, *out = &kernel->output.shape;
@@ -39,6 +40,33 @@ bool conv_check_halo(const PlanKernel *kernel, const ConvShape *shape, Diag *dia
   return false;
 }
 
+Value conv_channel_index(Emit *emit, const PlanTensor *tensor, Value block, int32_t lanes) {
+  return tensor->layout.kind == LAYOUT_CHANNEL_LAST ? emit_mul_int(emit, block, lanes) : block;
+}
+
+void conv_halo(Emit *emit, const PlanTensor *output, Value n, Value block, Value y) {
+  const int32_t *halo = output->storage.halo;
+  if ((halo[0] | halo[1] | halo[2] | halo[3]) == 0) return;
+  if (output->layout.kind != LAYOUT_CHANNEL_LAST) {
+    emit_halo(emit, n, block, y);
+    return;
+  }
+  EmitIf first = emit_if(emit, emit_equal(emit, block, emit_int(emit, 0)), "halo");
+  emit_halo(emit, n, NULL, y);
+  emit_end_if(emit, &first);
+}
+
+bool conv_output_is_shared(const PlanKernel *kernel) {
+  const Storage *output = &kernel->output.storage;
+  for (int32_t i = 0; i < kernel->input_count; i++) {
+    const Storage *input = &kernel->inputs[i].storage;
+    if (input->space == output->space && input->index == output->index &&
+        input->offset < output->offset + output->bytes && output->offset < input->offset + input->bytes)
+      return true;
+  }
+  return false;
+}
+
 KernelWork work_per_image(int64_t images, int64_t per_image) {
   if (images == DIM_BATCH) return (KernelWork){.items_per_batch = per_image};
   return (KernelWork){.items = images * per_image};
@@ -58,6 +86,7 @@ bool cpu_conv2d(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag
     case ALGORITHM_DEFAULT:
     case ALGORITHM_REFERENCE:
     case ALGORITHM_PACKED:
+      if (conv_takes_rows(kernel)) return cpu_conv_rows(emit, kernel, out_work);
       return cpu_conv_reference(emit, kernel, out_work, diag);
   }
   return false;
@@ -65,14 +94,15 @@ bool cpu_conv2d(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag
 
 /* --- depthwise --------------------------------------------------------------------------------------- */
 
-enum { DEPTHWISE_PIXELS = 8, DEPTHWISE_UNROLL = 7 };
+/* Products that are not fused with their sums need registers of their own. */
+enum { DEPTHWISE_PIXELS = 8, DEPTHWISE_PIXELS_UNFUSED = 6, DEPTHWISE_UNROLL = 7 };
 
 typedef struct Depthwise {
   Emit *emit;
   const PlanKernel *kernel;
   ConvShape shape;
   int32_t lanes;
-  Value image, block, filter;
+  Value image, block, channel, filter; /* channel: the index of the block */
 } Depthwise;
 
 /* One tap for all pixels of a tile. */
@@ -105,7 +135,7 @@ static void emit_depthwise_tile(Depthwise *state, int64_t pixels, Value y, Value
     sums[i] = emit_variable(emit, vector, "sum");
     emit_set(emit, sums[i], start);
   }
-  const Value corner[4] = {state->image, state->block, emit_mul_int(emit, y, shape->stride_height),
+  const Value corner[4] = {state->image, state->channel, emit_mul_int(emit, y, shape->stride_height),
                            emit_mul_int(emit, x, shape->stride_width)};
   Value offset = emit_add_int(emit, emit_offset(emit, &kernel->inputs[0], corner),
                               -shape->pad_top * in->stride[2] - shape->pad_left * in->stride[3]);
@@ -124,7 +154,7 @@ static void emit_depthwise_tile(Depthwise *state, int64_t pixels, Value y, Value
   }
   emit_loop_end(emit, &r);
   for (int64_t i = 0; i < pixels; i++) {
-    const Value index[4] = {state->image, state->block, y, emit_add_int(emit, x, i)};
+    const Value index[4] = {state->image, state->channel, y, emit_add_int(emit, x, i)};
     Value sum = emit_epilogue(emit, emit_get(emit, vector, sums[i]), index, state->lanes);
     emit_store(emit, emit->output, emit_offset(emit, &kernel->output, index), sum);
   }
@@ -134,10 +164,13 @@ static void emit_depthwise_tile(Depthwise *state, int64_t pixels, Value y, Value
 /* A filter sees one channel: lanes are channels, and a tap is a multiply-add of a vector of pixels by a vector of
  * weights. Items are rows of a block. */
 bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
-  Depthwise state = {.emit = emit, .kernel = kernel, .shape = conv_shape(kernel), .lanes = kernel->output.layout.block};
-  const ConvShape *shape = &state.shape;
   const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
-  if (kernel->output.layout.kind != LAYOUT_CHANNEL_BLOCK || !layout_equal(input->layout, kernel->output.layout) ||
+  const Layout layout = kernel->output.layout;
+  Depthwise state = {.emit = emit, .kernel = kernel, .shape = conv_shape(kernel)};
+  state.lanes = work_lanes(layout, filter->layout.block, &kernel->choice);
+  const ConvShape *shape = &state.shape;
+  const bool last = layout.kind == LAYOUT_CHANNEL_LAST && shape->channels % state.lanes == 0;
+  if ((layout.kind != LAYOUT_CHANNEL_BLOCK && !last) || !layout_equal(input->layout, layout) ||
       filter->layout.kind != LAYOUT_FILTER_BLOCK || filter->layout.block % state.lanes != 0 ||
       shape->groups != shape->channels || shape->filters != shape->channels) {
     diag_error(diag, kernel->location, "'%s': depthwise convolution does not take these layouts", kernel->name);
@@ -146,7 +179,7 @@ bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
   if (!conv_check_halo(kernel, shape, diag)) return false;
   int64_t blocks = ceil_div(shape->filters, state.lanes), panel_blocks = filter->layout.block / state.lanes;
   *out_work = work_per_image(shape->images, blocks * shape->out_height);
-  int64_t tiles = ceil_div(shape->out_width, DEPTHWISE_PIXELS);
+  int64_t tiles = ceil_div(shape->out_width, emit->target->fma ? DEPTHWISE_PIXELS : DEPTHWISE_PIXELS_UNFUSED);
   out_work->scratch_bytes = ride_begin(emit, 0, shape->out_width);
 
   EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
@@ -155,6 +188,7 @@ bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
   emit_split(emit, item.index, 3, extents, digits);
   state.image = digits[0];
   state.block = digits[1];
+  state.channel = conv_channel_index(emit, input, digits[1], state.lanes);
   Value panel = emit_mul_int(emit, emit_div_int(emit, state.block, panel_blocks), filter->storage.stride[0]);
   Value lane = emit_mul_int(emit, emit_mod_int(emit, state.block, panel_blocks), state.lanes);
   state.filter =
@@ -169,7 +203,7 @@ bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
     emit_depthwise_tile(&state, pixels, digits[2], emit_add_int(emit, emit_mul_int(emit, x.index, pixels), begin));
     emit_loop_end(emit, &x);
   }
-  emit_halo(emit, state.image, state.block, digits[2]);
+  conv_halo(emit, &kernel->output, state.image, state.block, digits[2]);
   ride_item_end(emit, item.index);
   emit_loop_end(emit, &item);
   return true;

@@ -1,59 +1,43 @@
-/* Convolution by products of bf16 halves in tile registers (AMX), channel-blocked.
+/* Convolution by products of bf16 parts in tile registers (AMX), channel-blocked.
  *
- * A number is the sum of two of bf16, its rounded value and what that leaves, but for 2⁻¹⁷ of it. Of the four products
- * of two numbers' halves the three large ones are added up, in f32: so an output errs by at most 2⁻¹⁵ of the sum of its
- * products' magnitudes, and measured, as these errors are as if drawn by chance, by 480 u Σ|a||b| / √n for n products:
- * 28 u of 288, 48 u of 64. In relative L2 that is 4e-6, four times that of Winograd's F(4×4,3×3). A tile instruction
- * does 8192 multiply-adds of bf16 in 16 cycles, which makes three of them five times as fast as vector instructions of
- * f32. Splitting f32 for matrix units of lower precision: Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial
- * Intelligence Datatype For Higher-Precision Computations", ARITH 2019. An input that is infinite, or rounds to it in
- * bf16, gives NaN.
+ * A number's parts are its value in bf16, what that leaves, in bf16, and what that leaves: two of them, rounded, are the
+ * number but for 2⁻¹⁷ of it, three are all of its 24 bits. Of the products of two numbers' parts i and j, counted from
+ * 0, those with i + j below the number of parts are added up, in f32.
+ *   thirds, 6 products: an output errs by at most 7 u Σ|a||b| besides what its sum is rounded, u = 2⁻²⁴, where inputs
+ *     are rounded (|part i| ≤ 2⁻⁸ⁱ of the number) and filters cut off (2⁻⁷ⁱ); on average by a tenth of that. A tile
+ *     instruction adds up 32 products before it rounds them into the sum, so that errors are those of direct
+ *     convolution in f32, or less.
+ *   halves, 3 products: an output errs by at most 2⁻¹⁵ of the sum of its products' magnitudes, and measured, as these
+ *     errors are as if drawn by chance, by 480 u Σ|a||b| / √n for n products: 28 u of 288, 48 u of 64. In relative L2
+ *     that is 4e-6, four times that of Winograd's F(4×4,3×3).
+ * A tile instruction does 8192 multiply-adds of bf16 in 16 cycles, which makes three of them five times as fast as vector
+ * instructions of f32. Splitting f32 for matrix units of lower precision: Henry, Tang, Heinecke, "Leveraging the bfloat16
+ * Artificial Intelligence Datatype For Higher-Precision Computations", ARITH 2019. An input that is infinite, or rounds
+ * to it in bf16, gives NaN.
  *
- * Operands: the output [N][K/16][H][W][16]; the filters [K/32][C/32][R][S] blocks of 4 KB, which hold the upper halves
- * of channels 0…15 and 16…31 of the panel, then the lower ones, each [pair of input channels][output channel][2]; the
- * input [N][C/16][H][W][16] with the padding as halo.
+ * Operands: the output [N][K/16][H][W][16]; the filters [K/32][C/32][R][S] blocks of 2 KB for every part, which hold the
+ * first parts of channels 0…15 and 16…31 of the panel, then the next ones, each [pair of input channels][output
+ * channel][2], or whole ones [K/16][C/32][R][S] blocks of 2 KB in f32, [input channel][output channel]; the input
+ * [N][C/16][H][W][16] with the padding as halo.
  *
  * An item is a panel of 32 output channels of some rows of an image. The input of these rows is split first, into
- * scratch memory, [half][C/32][row][column][32], unless the item before was of the same rows. A tile of 16 outputs
+ * scratch memory, [part][C/32][row][column][32], unless the item before was of the same rows. A tile of 16 outputs
  * times 16 channels then takes its left operand from 16 neighbouring pixels. Outputs are numbered row by row, `pitch`
  * to a row: either as many as the padded input has columns, so that with stride 1 a tile goes on in the next row and
- * the few outputs between rows are computed for nothing; or a multiple of 16. Two tiles of outputs and both of the
- * panel's are computed together, and summed up in scratch memory over blocks of 32 input channels: so filters are used
- * from the first- or second-level cache, and what is used next is fetched meanwhile.
+ * the few outputs between rows are computed for nothing; or a multiple of 16. How the products are taken is told in
+ * conv_tiles_split.c and conv_tiles_whole.c.
  *
  * Every output adds its products in the same order, so that results do not depend on how items are divided. */
 #include <string.h>
 
 #include "base/checked.h"
-#include "conv.h"
+#include "conv_tiles.h"
 #include "ride.h"
 
-enum {
-  TILE = 16,           /* rows of a tile, and numbers of a row of sums */
-  CHANNELS = 2 * TILE, /* input channels of a step, output channels of a panel */
-  STEP = 64 * TILE,    /* elements of f32 that the filters of a step take */
-  HALF = STEP / 2,     /* … and each half of them */
-  ROW_BYTES = 64,
-  TILE_REGISTERS = 8,
-  STEPS_AHEAD = 8 /* at least, of filters that are fetched: 32 KB */
-};
-
-typedef struct TileConv {
-  Emit *emit;
-  const PlanKernel *kernel;
-  ConvShape shape;
-  const PlanTensor *input, *filter, *output, *bias;
-  int64_t rows, chunks;  /* output rows of an item; chunks of an image */
-  int64_t panels, steps; /* blocks of 32 output and input channels */
-  int64_t columns;       /* of the split input, in pixels */
-  int64_t pitch, tiles;  /* outputs of a row, and tiles of an item */
-  bool flows;            /* tiles go on in the next row */
-  int64_t block, half;   /* elements of a block of 32 channels of the split input, and of all of them */
-  Value halves, sums;    /* addresses */
-} TileConv;
+enum { TILE_REGISTERS = 8 };
 
 bool conv_uses_tiles(const PlanKernel *kernel) {
-  return kernel->choice.algorithm == ALGORITHM_TILES || kernel->output.layout.kind == LAYOUT_FILTER_HALVES;
+  return kernel->choice.algorithm == ALGORITHM_TILES || layout_parts(kernel->output.layout) > 0;
 }
 
 /* --- tile instructions ------------------------------------------------------------------------------- */
@@ -69,19 +53,19 @@ static Value tile_number(Emit *emit, int number) {
   return LLVMConstInt(LLVMInt8TypeInContext(emit->context), (unsigned long long)number, 0);
 }
 
-static void tile_load(Emit *emit, int number, Value address, int64_t row_bytes) {
+void tile_load(Emit *emit, int number, Value address, int64_t row_bytes) {
   intrinsic(emit, "llvm.x86.tileloadd64", (Value[]){tile_number(emit, number), address, emit_int(emit, row_bytes)}, 3);
 }
 
-static void tile_zero(Emit *emit, int number) {
+void tile_zero(Emit *emit, int number) {
   intrinsic(emit, "llvm.x86.tilezero", (Value[]){tile_number(emit, number)}, 1);
 }
 
-static void tile_store(Emit *emit, int number, Value address) {
+void tile_store(Emit *emit, int number, Value address) {
   intrinsic(emit, "llvm.x86.tilestored64", (Value[]){tile_number(emit, number), address, emit_int(emit, ROW_BYTES)}, 3);
 }
 
-static void tile_multiply_add(Emit *emit, int sum, int left, int right) {
+void tile_multiply_add(Emit *emit, int sum, int left, int right) {
   intrinsic(emit, "llvm.x86.tdpbf16ps",
             (Value[]){tile_number(emit, sum), tile_number(emit, left), tile_number(emit, right)}, 3);
 }
@@ -105,7 +89,7 @@ static void configure_tiles(Emit *emit) {
   intrinsic(emit, "llvm.x86.ldtilecfg", &configuration, 1);
 }
 
-/* --- halves ------------------------------------------------------------------------------------------ */
+/* --- parts ------------------------------------------------------------------------------------------- */
 
 static LLVMTypeRef words_type(Emit *emit, unsigned count) {
   return LLVMVectorType(LLVMInt16TypeInContext(emit->context), count);
@@ -131,14 +115,16 @@ static Value widened(Emit *emit, Value words, int from) {
   return LLVMBuildBitCast(emit->builder, part, emit_float_type(emit, TILE), "");
 }
 
-/* Two vectors of f32 to 32 words of their upper and 32 of their lower halves. */
-static void split(Emit *emit, Value first, Value second, Value *out_upper, Value *out_lower) {
-  *out_upper = rounded(emit, first, second);
-  *out_lower = rounded(emit, emit_fsub(emit, first, widened(emit, *out_upper, 0)),
-                       emit_fsub(emit, second, widened(emit, *out_upper, TILE)));
+/* Two vectors of f32 to 32 words of each of their parts. */
+static void split(Emit *emit, int32_t parts, Value first, Value second, Value *out_words) {
+  for (int32_t part = 0; part < parts; part++) {
+    out_words[part] = rounded(emit, first, second);
+    first = emit_fsub(emit, first, widened(emit, out_words[part], 0));
+    second = emit_fsub(emit, second, widened(emit, out_words[part], TILE));
+  }
 }
 
-static void store_words(Emit *emit, Value base, Value offset, Value words) {
+void store_words(Emit *emit, Value base, Value offset, Value words) {
   emit_store(emit, base, offset, LLVMBuildBitCast(emit->builder, words, emit_float_type(emit, TILE), ""));
 }
 
@@ -155,37 +141,51 @@ static Value load_filters(Emit *emit, const PlanKernel *kernel, Value offset) {
   return emit_load_strided(emit, emit->inputs[0], offset, kernel->inputs[0].storage.stride[0], TILE);
 }
 
-/* An item is a step's filters: a panel, 32 channels, a tap. */
-bool cpu_convert_halves(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
+/* A row of two channels of 16 filters, to its place in a block's first part; of no parts: whole. */
+static void store_row(Emit *emit, int32_t parts, Value place, Value first, Value second) {
+  Value words[PARTS_MAX];
+  if (parts == 0) {
+    emit_store(emit, emit->output, place, first);
+    emit_store(emit, emit->output, emit_add_int(emit, place, TILE), second);
+    return;
+  }
+  split(emit, parts, first, second, words);
+  for (int32_t part = 0; part < parts; part++)
+    store_words(emit, emit->output, emit_add_int(emit, place, part * 2 * TILE_FLOATS), in_turns(emit, words[part]));
+}
+
+/* An item is a tap's filters of 32 channels: of a panel in parts, or of a block of f32. */
+bool cpu_convert_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
   const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
   const int64_t *dims = out->shape.dims, *stride = in->storage.stride;
-  int64_t panels = dims[0] / CHANNELS, steps = dims[1] / CHANNELS;
-  if (in->layout.kind != LAYOUT_PLAIN || dims[0] % CHANNELS != 0 || dims[1] % CHANNELS != 0 || !emit->target->tiles) {
-    diag_error(diag, kernel->location, "'%s': these filters cannot be split into tiles", kernel->name);
+  const int32_t parts = layout_parts(out->layout);
+  const int64_t filters = parts > 0 ? CHANNELS : TILE, steps = dims[1] / CHANNELS;
+  if (in->layout.kind != LAYOUT_PLAIN || dims[0] % CHANNELS != 0 || dims[1] % CHANNELS != 0 ||
+      out->layout.block != filters || (parts > 0 && !emit->target->tiles)) {
+    diag_error(diag, kernel->location, "'%s': these filters cannot be brought into tiles", kernel->name);
     return false;
   }
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value digit[4];
-  emit_split(emit, item.index, 4, (int64_t[]){panels, steps, dims[2], dims[3]}, digit);
-  Value from = emit_add_int(emit, emit_mul_int(emit, digit[0], CHANNELS * stride[0]), in->storage.origin);
+  emit_split(emit, item.index, 4, (int64_t[]){dims[0] / filters, steps, dims[2], dims[3]}, digit);
+  Value from = emit_add_int(emit, emit_mul_int(emit, digit[0], filters * stride[0]), in->storage.origin);
   from = emit_add(emit, from, emit_mul_int(emit, digit[1], CHANNELS * stride[1]));
   from = emit_add(emit, from,
                   emit_add(emit, emit_mul_int(emit, digit[2], stride[2]), emit_mul_int(emit, digit[3], stride[3])));
-  Value to = emit_add_int(emit, emit_mul_int(emit, item.index, STEP), out->storage.origin);
-  EmitLoop pair = emit_loop_count(emit, TILE, 1, "pair");
-  for (int part = 0; part < 2; part++) {
-    Value first = emit_add_int(emit, emit_add(emit, from, emit_mul_int(emit, pair.index, 2 * stride[1])),
-                               part * TILE * stride[0]);
-    Value upper, lower,
-        place = emit_add_int(emit, emit_add(emit, to, emit_mul_int(emit, pair.index, TILE)), part * TILE * TILE);
-    split(emit, load_filters(emit, kernel, first), load_filters(emit, kernel, emit_add_int(emit, first, stride[1])),
-          &upper, &lower);
-    store_words(emit, emit->output, place, in_turns(emit, upper));
-    store_words(emit, emit->output, emit_add_int(emit, place, HALF), in_turns(emit, lower));
+  const int64_t size = (parts > 0 ? parts : 2) * (filters / TILE) * TILE_FLOATS, row_size = parts > 0 ? TILE : 2 * TILE;
+  Value to = emit_add_int(emit, emit_mul_int(emit, item.index, size), out->storage.origin);
+  EmitLoop pair = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, TILE), 1, "pair");
+  for (int64_t block = 0; block < filters / TILE; block++) {
+    Value at = emit_add_int(emit, emit_add(emit, from, emit_mul_int(emit, pair.index, 2 * stride[1])),
+                            block * TILE * stride[0]);
+    Value first = load_filters(emit, kernel, at);
+    Value second = load_filters(emit, kernel, emit_add_int(emit, at, stride[1]));
+    Value place = emit_add_int(emit, emit_add(emit, to, emit_mul_int(emit, pair.index, row_size)), block * TILE_FLOATS);
+    store_row(emit, parts, place, first, second);
   }
   emit_loop_end(emit, &pair);
   emit_loop_end(emit, &item);
-  *out_work = (KernelWork){.items = panels * steps * dims[2] * dims[3]};
+  *out_work = (KernelWork){.items = dims[0] / filters * steps * dims[2] * dims[3]};
   return true;
 }
 
@@ -201,28 +201,27 @@ static void split_input(const TileConv *conv, Value image, Value first, Value co
   Value corner = emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]),
                               in->origin - shape->pad_top * in->stride[2] - shape->pad_left * in->stride[3]);
   corner = emit_add(emit, corner, emit_mul_int(emit, first, shape->stride_height * in->stride[2]));
-  EmitLoop step = emit_loop_count(emit, conv->steps, 1, "input_step");
-  EmitLoop row = emit_loop_begin(emit, emit_int(emit, 0), rows, 1, "input_row");
+  EmitLoop step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->steps), 1, "input_step");
+  EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), rows, 1, "input_row");
   Value from = emit_add(emit, emit_add(emit, corner, emit_mul_int(emit, step.index, 2 * in->stride[1])),
                         emit_mul_int(emit, row.index, in->stride[2]));
   Value to =
       emit_add(emit, emit_mul_int(emit, step.index, conv->block), emit_mul_int(emit, row.index, conv->columns * TILE));
   EmitLoop column = emit_loop_count(emit, conv->columns, 1, "input_column");
   Value pixel = emit_add(emit, from, emit_mul_int(emit, column.index, in->stride[3]));
-  Value place = emit_add(emit, to, emit_mul_int(emit, column.index, TILE)), upper, lower;
-  split(emit, emit_load(emit, emit->inputs[0], pixel, TILE),
-        emit_load(emit, emit->inputs[0], emit_add_int(emit, pixel, in->stride[1]), TILE), &upper, &lower);
-  store_words(emit, conv->halves, place, upper);
-  store_words(emit, conv->halves, emit_add_int(emit, place, conv->half), lower);
+  Value place = emit_add(emit, to, emit_mul_int(emit, column.index, TILE)), words[PARTS_MAX];
+  split(emit, conv->parts, emit_load(emit, emit->inputs[0], pixel, TILE),
+        emit_load(emit, emit->inputs[0], emit_add_int(emit, pixel, in->stride[1]), TILE), words);
+  for (int32_t part = 0; part < conv->parts; part++)
+    store_words(emit, conv->split, emit_add_int(emit, place, part * conv->part), words[part]);
   emit_loop_end(emit, &column);
   emit_loop_end(emit, &row);
   emit_loop_end(emit, &step);
 }
 
-/* --- products ---------------------------------------------------------------------------------------- */
+/* --- places ------------------------------------------------------------------------------------------ */
 
-/* Offset in a block of the split input of a tile's first pixel, for the first tap. */
-static Value tile_place(const TileConv *conv, Value tile) {
+Value tile_place(const TileConv *conv, Value tile) {
   Emit *emit = conv->emit;
   if (conv->flows) return emit_mul_int(emit, tile, TILE * TILE);
   int64_t of_row = conv->pitch / TILE;
@@ -231,78 +230,16 @@ static Value tile_place(const TileConv *conv, Value tile) {
                   emit_mul_int(emit, emit_mod_int(emit, tile, of_row), conv->shape.stride_width * TILE * TILE));
 }
 
-/* Lines to fetch in a step, some after every product: asked for at once, they would keep the loads waiting. */
-typedef struct Fetch {
-  Value base, offset;
-  int64_t lines, done, products;
-} Fetch;
-
-/* Product number `product` of a step. */
-static void multiply(const TileConv *conv, Fetch *fetch, int sum, int left, int right) {
-  enum { PRODUCTS = 12 };
+Value tap_distance(const TileConv *conv, Value tap_row, Value tap_column) {
   Emit *emit = conv->emit;
-  tile_multiply_add(emit, sum, left, right);
-  fetch->products++;
-  for (int64_t end = fetch->lines * fetch->products / PRODUCTS; fetch->done < end; fetch->done++)
-    emit_prefetch_line(emit, fetch->base, emit_add_int(emit, fetch->offset, fetch->done * TILE), false);
+  return emit_add(emit, emit_mul_int(emit, tap_row, conv->shape.dilation_height * conv->columns * TILE),
+                  emit_mul_int(emit, tap_column, conv->shape.dilation_width * TILE));
 }
 
-/* One tap of 32 channels for two tiles of pixels. Registers: 0 to 3 the sums, [tile][part], 4 and 5 the pixels, 6 and 7
- * the filters. */
-static void multiply_step(const TileConv *conv, const Value pixels[2], Value filters, Fetch *fetch) {
+Value tile_sums(const TileConv *conv, Value block, Value tile) {
   Emit *emit = conv->emit;
-  int64_t stride = conv->shape.stride_width * ROW_BYTES;
-  for (int i = 0; i < 2; i++) tile_load(emit, 4 + i, pixels[i], stride);
-  for (int part = 0; part < 2; part++) {
-    tile_load(emit, 6 + part, emit_address(emit, filters, emit_int(emit, part * TILE * TILE)), ROW_BYTES);
-    for (int i = 0; i < 2; i++) multiply(conv, fetch, 2 * i + part, 4 + i, 6 + part);
-  }
-  for (int i = 0; i < 2; i++) tile_load(emit, 4 + i, emit_address(emit, pixels[i], emit_int(emit, conv->half)), stride);
-  for (int i = 0; i < 4; i++) multiply(conv, fetch, i, 4 + i / 2, 6 + i % 2);
-  for (int i = 0; i < 2; i++) tile_load(emit, 4 + i, pixels[i], stride);
-  for (int part = 0; part < 2; part++)
-    tile_load(emit, 6 + part, emit_address(emit, filters, emit_int(emit, HALF + part * TILE * TILE)), ROW_BYTES);
-  for (int i = 0; i < 4; i++) multiply(conv, fetch, i, 4 + i / 2, 6 + i % 2);
-}
-
-/* Adds the products of 32 channels, whose filters are at `filters`, to the sums of all tiles. The last of an odd number
- * of tiles is computed twice, with the same result. */
-static void multiply_block(const TileConv *conv, Value step, Value channels, Value filters) {
-  Emit *emit = conv->emit;
-  const ConvShape *shape = &conv->shape;
-  int64_t taps = shape->kernel_height * shape->kernel_width, pairs = ceil_div(conv->tiles, 2);
-  int64_t fetched = ceil_div(STEP / TILE, pairs); /* cache lines of filters in a step */
-  int64_t ahead = round_up(taps > STEPS_AHEAD ? taps : STEPS_AHEAD, taps);
-  EmitLoop pair = emit_loop_count(emit, pairs, 1, "pair");
-  Value number[2], place[2], sums[4];
-  number[0] = emit_mul_int(emit, pair.index, 2);
-  number[1] = emit_min(emit, emit_add_int(emit, number[0], 1), emit_int(emit, conv->tiles - 1));
-  for (int i = 0; i < 2; i++) place[i] = emit_address(emit, channels, tile_place(conv, number[i]));
-  for (int i = 0; i < 4; i++) {
-    Value offset =
-        emit_add_int(emit, emit_mul_int(emit, number[i / 2], TILE * TILE), i % 2 * conv->tiles * TILE * TILE);
-    sums[i] = emit_address(emit, conv->sums, offset);
-  }
-  EmitIf first = emit_if(emit, emit_equal(emit, step, emit_int(emit, 0)), "first_step");
-  for (int i = 0; i < 4; i++) tile_zero(emit, i);
-  emit_else(emit, &first);
-  for (int i = 0; i < 4; i++) tile_load(emit, i, sums[i], ROW_BYTES);
-  emit_end_if(emit, &first);
-  EmitLoop r = emit_loop_count(emit, shape->kernel_height, 1, "tap_row");
-  EmitLoop s = emit_loop_count(emit, shape->kernel_width, 1, "tap_column");
-  Value tap = emit_add(emit, emit_mul_int(emit, r.index, shape->kernel_width), s.index);
-  Value distance = emit_add(emit, emit_mul_int(emit, r.index, shape->dilation_height * conv->columns * TILE),
-                            emit_mul_int(emit, s.index, shape->dilation_width * TILE));
-  Value pixels[2];
-  for (int i = 0; i < 2; i++) pixels[i] = emit_address(emit, place[i], distance);
-  Value next = emit_add(emit, emit_mul_int(emit, pair.index, taps), tap);
-  Fetch fetch = {.base = filters, .lines = fetched};
-  fetch.offset = emit_add_int(emit, emit_mul_int(emit, next, fetched * TILE), ahead * STEP);
-  multiply_step(conv, pixels, emit_address(emit, filters, emit_mul_int(emit, tap, STEP)), &fetch);
-  emit_loop_end(emit, &s);
-  emit_loop_end(emit, &r);
-  for (int i = 0; i < 4; i++) tile_store(emit, i, sums[i]);
-  emit_loop_end(emit, &pair);
+  Value number = emit_add(emit, emit_mul_int(emit, block, conv->tiles), tile);
+  return emit_address(emit, conv->sums, emit_mul_int(emit, number, TILE_FLOATS));
 }
 
 /* --- output ------------------------------------------------------------------------------------------ */
@@ -320,7 +257,7 @@ static void finish(const TileConv *conv, Value image, Value panel, Value first, 
   const Storage *out = &conv->output->storage;
   for (int part = 0; part < 2; part++) {
     Value block = emit_add_int(emit, emit_mul_int(emit, panel, 2), part);
-    EmitLoop row = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "output_row");
+    EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "output_row");
     Value y = emit_add(emit, first, row.index);
     const Value start[4] = {image, block, y, NULL};
     Value base = emit_address(emit, emit->output, emit_offset(emit, conv->output, start));
@@ -346,8 +283,10 @@ static void finish(const TileConv *conv, Value image, Value panel, Value first, 
 static bool tiles_init(TileConv *conv, Emit *emit, const PlanKernel *kernel, Diag *diag) {
   const ConvShape shape = conv_shape(kernel);
   const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
+  const int32_t parts = layout_parts(filter->layout);
+  const bool whole = filter->layout.kind == LAYOUT_FILTER_TILES;
   if (!emit->target->tiles || shape.groups != 1 || shape.channels % CHANNELS != 0 || shape.filters % CHANNELS != 0 ||
-      filter->layout.kind != LAYOUT_FILTER_HALVES || filter->layout.block != CHANNELS ||
+      !(parts > 0 || whole) || filter->layout.block != (whole ? TILE : CHANNELS) ||
       input->layout.kind != LAYOUT_CHANNEL_BLOCK || input->layout.block != TILE ||
       kernel->output.layout.kind != LAYOUT_CHANNEL_BLOCK || kernel->output.layout.block != TILE ||
       kernel->choice.row_chunk < 1) {
@@ -363,6 +302,7 @@ static bool tiles_init(TileConv *conv, Emit *emit, const PlanKernel *kernel, Dia
   conv->chunks = ceil_div(shape.out_height, conv->rows);
   conv->panels = shape.filters / CHANNELS;
   conv->steps = shape.channels / CHANNELS;
+  conv->taps = shape.kernel_height * shape.kernel_width;
   int64_t right = (shape.kernel_width - 1) * shape.dilation_width,
           below = (shape.kernel_height - 1) * shape.dilation_height;
   conv->columns = (shape.out_width - 1) * shape.stride_width + right + 1;
@@ -376,7 +316,14 @@ static bool tiles_init(TileConv *conv, Emit *emit, const PlanKernel *kernel, Dia
                      ? conv->tiles * TILE - 1
                      : (conv->rows - 1) * shape.stride_height * conv->columns + (conv->pitch - 1) * shape.stride_width;
   conv->block = (last + below * conv->columns + right + 1) * TILE;
-  conv->half = conv->steps * conv->block;
+  conv->part = conv->steps * conv->block;
+  conv->whole = whole;
+  conv->parts = whole ? PARTS_MAX : parts;
+  if (whole && conv->tiles > WHOLE_TILES) {
+    diag_error(diag, kernel->location, "'%s': whole filters are for at most %d tiles of outputs, found %lld", kernel->name,
+               WHOLE_TILES, (long long)conv->tiles);
+    return false;
+  }
   return true;
 }
 
@@ -384,18 +331,20 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   TileConv state, *conv = &state;
   if (!tiles_init(conv, emit, kernel, diag)) return false;
   const ConvShape *shape = &conv->shape;
-  const Storage *filter = &conv->filter->storage;
-  int64_t taps = shape->kernel_height * shape->kernel_width, sums = 2 * conv->tiles * TILE * TILE;
+  const int64_t sums = 2 * conv->tiles * TILE_FLOATS, split = conv->parts * conv->part;
   *out_work = work_per_image(shape->images, conv->chunks * conv->panels);
-  out_work->scratch_bytes = (2 * conv->half + sums) * (int64_t)sizeof(float);
+  out_work->scratch_bytes = (sums + split + (conv->whole ? WHOLE_SCRATCH : 0)) * (int64_t)sizeof(float);
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, shape->out_width);
   conv->sums = emit->scratch;
-  conv->halves = emit_address(emit, emit->scratch, emit_int(emit, sums));
+  conv->split = emit_address(emit, emit->scratch, emit_int(emit, sums));
+  conv->filters = emit_address(emit, conv->split, emit_int(emit, split));
   configure_tiles(emit);
   Value known = emit_variable(emit, emit->i64, "known_rows");
   emit_set(emit, known, emit_int(emit, -1));
+  conv->taps_done = emit_variable(emit, emit->i64, "taps_done");
+  if (conv->whole) begin_whole(conv);
 
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value digit[3];
   emit_split(emit, item.index, 3, (int64_t[]){1, conv->chunks, conv->panels}, digit);
   Value image = digit[0], panel = digit[2], first = emit_mul_int(emit, digit[1], conv->rows);
@@ -408,11 +357,10 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   emit_end_if(emit, &same);
 
   ride_item(emit);
-  EmitLoop step = emit_loop_count(emit, conv->steps, 1, "step");
-  Value filters = emit_mul_int(emit, emit_add(emit, emit_mul_int(emit, panel, conv->steps), step.index), taps * STEP);
-  multiply_block(conv, step.index, emit_address(emit, conv->halves, emit_mul_int(emit, step.index, conv->block)),
-                 emit_address(emit, emit->inputs[1], emit_add_int(emit, filters, filter->origin)));
-  emit_loop_end(emit, &step);
+  if (conv->whole)
+    multiply_whole(conv, panel);
+  else
+    multiply_split(conv, panel);
   finish(conv, image, panel, first, count);
   ride_item_end(emit, item.index);
   emit_loop_end(emit, &item);

@@ -133,6 +133,7 @@ static void product_channels(const Winograd *winograd, int64_t rows, Value *sums
         Value sum = sums[row * winograd->panel_vectors + k];
         emit_set(emit, sum, emit_fma(emit, number, weights[k], emit_get(emit, vector, sum)));
       }
+      if (winograd->panel_vectors == 1) emit_keep(emit, lanes, number);
     }
   }
 }
@@ -225,12 +226,12 @@ static void product_blocks(const Winograd *winograd, Value item, Value count, co
   Value done = emit_int(emit, 0);
   if (winograd->images > 1) {
     done = emit_mul_int(emit, emit_div_int(emit, count, winograd->images), winograd->images);
-    EmitLoop several = emit_loop_begin(emit, emit_int(emit, 0), done, winograd->images, "images");
+    EmitLoop several = emit_loop_outer(emit, emit_int(emit, 0), done, winograd->images, "images");
     TileBlock block = tile_block(winograd, emit_add(emit, item, several.index));
     product_call(winograd, &winograd->images_product, &block, several.index, place);
     emit_loop_end(emit, &several);
   }
-  EmitLoop single = emit_loop_begin(emit, done, count, 1, "block");
+  EmitLoop single = emit_loop_outer(emit, done, count, 1, "block");
   TileBlock block = tile_block(winograd, emit_add(emit, item, single.index));
   if (winograd->larger == 0) {
     product_call(winograd, &winograd->product, &block, single.index, place);
@@ -357,8 +358,8 @@ static void emit_block_halo(const Winograd *winograd, const TileBlock *block, Va
   Value end_row = emit_div_int(emit, emit_add_int(emit, last, columns - 1), columns);
   Value end_y =
       emit_min(emit, emit_mul_int(emit, end_row, winograd->outputs), emit_int(emit, winograd->shape.out_height));
-  EmitLoop vector = emit_loop_begin(emit, begin, end, 1, "halo_vector");
-  EmitLoop y = emit_loop_begin(emit, emit_mul_int(emit, first_row, winograd->outputs), end_y, 1, "halo_row");
+  EmitLoop vector = emit_loop_outer(emit, begin, end, 1, "halo_vector");
+  EmitLoop y = emit_loop_outer(emit, emit_mul_int(emit, first_row, winograd->outputs), end_y, 1, "halo_row");
   emit_halo(emit, block->image, vector.index, y.index);
   emit_loop_end(emit, &y);
   emit_loop_end(emit, &vector);
@@ -373,11 +374,11 @@ static void multiply(const Winograd *winograd, Value item, Value count, Value be
   int64_t width = winograd->panel_vectors * winograd->lanes;
   Value filters_begin = emit_address(emit, emit->inputs[1],
                                      emit_add_int(emit, emit_mul_int(emit, begin, filter->stride[0]), filter->origin));
-  EmitLoop position = emit_loop_count(emit, winograd->positions, 1, "position");
+  EmitLoop position = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->positions), 1, "position");
   Value first_panel = emit_address(emit, filters_begin, emit_mul_int(emit, position.index, filter->stride[3]));
   Value tiles = emit_address(emit, winograd->v, emit_mul_int(emit, position.index, winograd->v_plane));
   Value products = emit_address(emit, winograd->m, emit_mul_int(emit, position.index, winograd->m_plane));
-  EmitLoop panel = emit_loop_begin(emit, emit_int(emit, 0), emit_sub(emit, end, begin), 1, "panel");
+  EmitLoop panel = emit_loop_outer(emit, emit_int(emit, 0), emit_sub(emit, end, begin), 1, "panel");
   Value filters = emit_address(emit, first_panel, emit_mul_int(emit, panel.index, filter->stride[0]));
   Value last = emit_equal(emit, emit_add(emit, emit_add_int(emit, begin, 1), panel.index), end);
   Value next = emit_select(emit, last, emit_address(emit, first_panel, emit_int(emit, filter->stride[3])),
@@ -418,10 +419,11 @@ static void multiply_transforming(const Winograd *winograd, Value item, Value co
   Value panel_filters = emit_address(emit, emit->inputs[1],
                                      emit_add_int(emit, emit_mul_int(emit, panel, filter->stride[0]), filter->origin));
   if (winograd->part < winograd->shape.channels) clear_products(winograd);
-  EmitLoop part = emit_loop_count(emit, winograd->shape.channels, winograd->part, "part");
+  EmitLoop part =
+      emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->shape.channels), winograd->part, "part");
   Value filters = emit_address(emit, panel_filters, emit_mul_int(emit, part.index, filter->stride[1]));
   transform_filters(winograd, filters);
-  EmitLoop position = emit_loop_count(emit, winograd->positions, 1, "position");
+  EmitLoop position = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->positions), 1, "position");
   Value tiles = emit_address(emit, winograd->v,
                              emit_add(emit, emit_mul_int(emit, position.index, winograd->v_plane), part.index));
   Value next =
@@ -448,13 +450,13 @@ static void emit_group(const Winograd *winograd, Value item, Value count, Value 
   Value first_vector = emit_mul_int(emit, begin, winograd->panel_vectors);
   Value end_vector =
       emit_min(emit, emit_int(emit, winograd->filter_vectors), emit_mul_int(emit, end, winograd->panel_vectors));
-  EmitLoop number = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "finish");
+  EmitLoop number = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "finish");
   TileBlock block = tile_block(winograd, emit_add(emit, item, number.index));
   if (blocks_are_items) ride_item(emit);
   finish_block(winograd, &block, first_vector, end_vector);
   if (blocks_are_items) ride_item_end(emit, emit_add(emit, item, number.index));
   emit_loop_end(emit, &number);
-  EmitLoop halo = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "halo");
+  EmitLoop halo = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "halo");
   block = tile_block(winograd, emit_add(emit, item, halo.index));
   emit_block_halo(winograd, &block, first_vector, end_vector);
   emit_loop_end(emit, &halo);
@@ -464,11 +466,11 @@ static void emit_block_items(Winograd *winograd) {
   Emit *emit = winograd->emit;
   winograd->v = emit->scratch;
   winograd->m = emit_address(emit, emit->scratch, emit_int(emit, winograd->positions * winograd->v_plane));
-  EmitLoop group = emit_loop_begin(emit, emit->begin, emit->end, winograd->group_blocks, "group");
+  EmitLoop group = emit_loop_outer(emit, emit->begin, emit->end, winograd->group_blocks, "group");
   Value count = emit_min(emit, emit_int(emit, winograd->group_blocks), emit_sub(emit, emit->end, group.index));
   winograd->origin = emit_int(emit, 0);
   winograd->origin = tile_block(winograd, group.index).row;
-  EmitLoop number = emit_loop_begin(emit, emit_int(emit, 0), count, 1, "transform");
+  EmitLoop number = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "transform");
   TileBlock block = tile_block(winograd, emit_add(emit, group.index, number.index));
   transform_block(winograd, &block);
   emit_loop_end(emit, &number);
@@ -502,7 +504,7 @@ static void provide_tiles(Winograd *winograd, Value image, Value known) {
   }
   EmitIf same = emit_if(emit, emit_equal(emit, image, emit_get(emit, emit->i64, known)), "same_image");
   emit_else(emit, &same);
-  EmitLoop number = emit_loop_count(emit, winograd->blocks, 1, "transform");
+  EmitLoop number = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->blocks), 1, "transform");
   TileBlock block = tile_block(winograd, emit_add(emit, emit_mul_int(emit, image, winograd->blocks), number.index));
   transform_block(winograd, &block);
   emit_loop_end(emit, &number);
@@ -518,7 +520,7 @@ static void emit_panel_items(Winograd *winograd) {
   winograd->u = emit_address(emit, winograd->m, emit_int(emit, winograd->positions * winograd->m_plane));
   Value known = emit_variable(emit, emit->i64, "known_image");
   emit_set(emit, known, emit_int(emit, -1));
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value image, panel;
   decode_panel_item(winograd, item.index, &image, &panel);
   winograd->origin = emit_mul_int(emit, image, winograd->tiles);

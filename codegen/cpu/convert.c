@@ -13,6 +13,7 @@
  * square wait for those of the one before. */
 #include <assert.h>
 
+#include "base/checked.h"
 #include "conv.h"
 #include "move.h"
 #include "winograd_transform.h"
@@ -28,10 +29,11 @@ enum {
 /* A stripe: `block` adjacent lanes on one side, rows `row_stride` apart on the other, along columns. */
 typedef struct Stripe {
   int32_t block;
-  int32_t valid;        /* lanes that exist; the others are zero */
+  int32_t valid;        /* lanes that exist; the others are zero, or of the next column where channels are last */
+  int64_t step;         /* blocked: from column to column; the block, or all channels */
   Value blocked, plain; /* offsets of column 0, lane 0 */
   int64_t row_stride;   /* plain: from lane to lane */
-  int64_t columns;      /* plain: adjacent; blocked: `block` apart */
+  int64_t columns;      /* plain: adjacent; blocked: `step` apart */
   int64_t chunks;       /* of columns, for as many work items */
   int64_t width, gap;   /* blocked: behind every `width` columns are `gap` elements that belong to none */
   int64_t ahead;        /* how far in front of what is written to plain memory lines are fetched; 0: they are not */
@@ -60,7 +62,7 @@ void move_transpose(Emit *emit, Value *rows, int32_t lanes) {
 
 /* Offset of lane 0 of a column. */
 static Value blocked_column(Emit *emit, const Stripe *stripe, Value column) {
-  Value offset = emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->block));
+  Value offset = emit_add(emit, stripe->blocked, emit_mul_int(emit, column, stripe->step));
   if (stripe->gap == 0) return offset;
   return emit_add(emit, offset, emit_mul_int(emit, emit_div_int(emit, column, stripe->width), stripe->gap));
 }
@@ -72,7 +74,7 @@ static void convert_square(Emit *emit, const Stripe *stripe, Value column, Value
   assert(side <= MAX_LANES);
   for (int32_t i = 0; i < side; i++) {
     blocked[i] = stripe->gap == 0 && i > 0
-                     ? emit_add_int(emit, blocked[0], (int64_t)i * stripe->block)
+                     ? emit_add_int(emit, blocked[0], (int64_t)i * stripe->step)
                      : emit_add(emit, blocked_column(emit, stripe, emit_add_int(emit, column, i)), first);
     if (!stripe->to_blocked) {
       rows[i] = emit_load(emit, emit->inputs[0], blocked[i], side);
@@ -93,14 +95,38 @@ static void convert_square(Emit *emit, const Stripe *stripe, Value column, Value
   }
 }
 
-/* One column, number by number. */
-static void convert_column(Emit *emit, const Stripe *stripe, Value column) {
+/* Lanes [first, end) of one column, number by number. */
+static void convert_column(Emit *emit, const Stripe *stripe, Value column, int32_t first, int32_t end) {
   Value blocked = blocked_column(emit, stripe, column), plain = emit_add(emit, stripe->plain, column);
-  for (int32_t i = 0; i < (stripe->to_blocked ? stripe->block : stripe->valid); i++) {
+  for (int32_t i = first; i < end; i++) {
     Value lane = emit_add_int(emit, blocked, i), element = emit_add_int(emit, plain, i * stripe->row_stride);
     Value from = stripe->to_blocked ? element : lane, to = stripe->to_blocked ? lane : element;
     Value value = i < stripe->valid ? emit_load(emit, emit->inputs[0], from, 1) : emit_float(emit, 1, 0);
     emit_store(emit, emit->output, to, value);
+  }
+}
+
+static int32_t largest_square(const Emit *emit, int64_t lanes, int64_t columns) {
+  int32_t side = emit->target->vector_lanes;
+  while (side > lanes || side > columns) side /= 2;
+  return side;
+}
+
+/* The same where nothing may be written behind the last lane: squares become smaller towards it. */
+static void convert_pixels(Emit *emit, const Stripe *stripe, Value begin, Value end) {
+  for (int32_t first = 0, side; first < stripe->valid; first += side) {
+    side = largest_square(emit, stripe->valid - first, stripe->columns);
+    if (side < COMPACT_SIDE) {
+      side = stripe->valid - first < COMPACT_SIDE ? stripe->valid - first : COMPACT_SIDE;
+      EmitLoop column = emit_loop_begin(emit, begin, end, 1, "column");
+      convert_column(emit, stripe, column.index, first, first + side);
+      emit_loop_end(emit, &column);
+      continue;
+    }
+    EmitLoop square = emit_loop_begin(emit, begin, end, side, "square");
+    Value column = emit_min(emit, square.index, emit_add_int(emit, end, -side));
+    convert_square(emit, stripe, column, emit_int(emit, first), side, side);
+    emit_loop_end(emit, &square);
   }
 }
 
@@ -109,11 +135,15 @@ static void convert_column(Emit *emit, const Stripe *stripe, Value column) {
  * vector has lanes, or is all there are. Rows shorter than a vector take smaller squares. */
 static void convert_stripe(Emit *emit, const Stripe *stripe, Value begin, Value end) {
   int32_t lanes = emit->target->vector_lanes;
+  if (stripe->step != stripe->block) {
+    convert_pixels(emit, stripe, begin, end);
+    return;
+  }
   int32_t side = stripe->compact && lanes > COMPACT_SIDE ? COMPACT_SIDE : lanes;
   while (side > COMPACT_SIDE && stripe->columns < side) side /= 2; /* short rows: 14 columns are two squares of 8 */
   if (stripe->columns < side || stripe->block % side != 0) {
     EmitLoop column = emit_loop_begin(emit, begin, end, 1, "column");
-    convert_column(emit, stripe, column.index);
+    convert_column(emit, stripe, column.index, 0, stripe->to_blocked ? stripe->block : stripe->valid);
     emit_loop_end(emit, &column);
     return;
   }
@@ -173,17 +203,21 @@ static bool has_halo(const PlanTensor *tensor) {
 }
 
 /* Of all pixels of an image, or of one row: a halo of the output is written row by row, once. */
-static Stripe image_stripe(const PlanTensor *in, const PlanTensor *out) {
-  bool to_blocked = out->layout.kind == LAYOUT_CHANNEL_BLOCK;
+static Stripe image_stripe(const Emit *emit, const PlanTensor *in, const PlanTensor *out) {
+  bool to_blocked = out->layout.kind != LAYOUT_PLAIN;
   const PlanTensor *blocked = to_blocked ? out : in, *plain = to_blocked ? in : out;
   const int64_t height = out->shape.dims[2], width = out->shape.dims[3];
-  Stripe stripe = {.block = blocked->layout.block, .row_stride = plain->storage.stride[1], .to_blocked = to_blocked};
+  const bool last = blocked->layout.kind == LAYOUT_CHANNEL_LAST;
+  Stripe stripe = {.block = last ? emit->target->vector_lanes : blocked->layout.block,
+                   .row_stride = plain->storage.stride[1],
+                   .to_blocked = to_blocked};
+  stripe.step = last ? blocked->storage.stride[3] : stripe.block;
   stripe.columns = stripe.width = width;
   stripe.chunks = 1;
   if (!has_halo(out)) {
     if (plain->storage.stride[2] == width) {
       stripe.columns *= height;
-      stripe.gap = height > 1 ? blocked->storage.stride[2] - width * stripe.block : 0;
+      stripe.gap = height > 1 ? blocked->storage.stride[2] - width * stripe.step : 0;
     }
     stripe.chunks = column_chunks(stripe.columns);
   }
@@ -195,16 +229,18 @@ static Stripe image_stripe(const PlanTensor *in, const PlanTensor *out) {
 static bool convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
   const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
   const int64_t *dims = out->shape.dims;
-  Stripe stripe = image_stripe(in, out);
+  Stripe stripe = image_stripe(emit, in, out);
+  const PlanTensor *blocked = stripe.to_blocked ? out : in;
   int64_t blocks = (dims[1] + stripe.block - 1) / stripe.block, chunks = stripe.chunks;
   int64_t rows = stripe.columns == dims[2] * dims[3] ? 1 : dims[2];
 
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value digit[4], index[SHAPE_MAX_RANK] = {NULL}, begin, end;
   emit_split(emit, item.index, 4, (int64_t[]){1, blocks, rows, chunks}, digit);
   index[0] = digit[0], index[1] = digit[1], index[2] = digit[2];
-  if (stripe.to_blocked) emit_halo(emit, index[0], index[1], index[2]);
-  stripe.blocked = emit_offset(emit, stripe.to_blocked ? out : in, index);
+  if (stripe.to_blocked) conv_halo(emit, out, index[0], index[1], index[2]);
+  index[1] = conv_channel_index(emit, blocked, digit[1], stripe.block);
+  stripe.blocked = emit_offset(emit, blocked, index);
   index[1] = emit_mul_int(emit, digit[1], stripe.block);
   stripe.plain = emit_offset(emit, stripe.to_blocked ? in : out, index);
   chunk_columns(emit, &stripe, digit[3], &begin, &end);
@@ -214,12 +250,57 @@ static bool convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_
   return true;
 }
 
+/* Elements [first, end) of a group of channels from one place to the other. */
+static void move_single(Emit *emit, Value from, Value to, int64_t first, int64_t end) {
+  for (int64_t i = first; i < end; i++)
+    emit_store(emit, emit->output, emit_add_int(emit, to, i),
+               emit_load(emit, emit->inputs[0], emit_add_int(emit, from, i), 1));
+}
+
+/* Channels lie together in both, in blocks of any sizes or last. What moves is a group of a pixel's channels that is
+ * within a block of both. Items are rows. */
+static void convert_groups(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
+  const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
+  const int64_t *dims = out->shape.dims;
+  const bool last = out->layout.kind == LAYOUT_CHANNEL_LAST;
+  int32_t group =
+      last || (in->layout.block > 0 && in->layout.block < out->layout.block) ? in->layout.block : out->layout.block;
+  const int64_t padded = last ? dims[1] : round_up(dims[1], out->layout.block);
+  const int64_t full = dims[1] / group, rest = dims[1] % group;
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  Value digit[2], index[SHAPE_MAX_RANK] = {NULL};
+  emit_split(emit, item.index, 2, (int64_t[]){1, dims[2]}, digit);
+  EmitLoop block = emit_loop_count(emit, last ? 1 : padded / out->layout.block, 1, "halo_block");
+  conv_halo(emit, out, digit[0], block.index, digit[1]);
+  emit_loop_end(emit, &block);
+  index[0] = digit[0], index[2] = digit[1];
+  EmitLoop unit = emit_loop_begin(emit, emit_int(emit, 0), emit_int(emit, full), 1, "group");
+  EmitLoop x = emit_loop_count(emit, dims[3], 1, "x");
+  index[1] = emit_mul_int(emit, unit.index, group), index[3] = x.index;
+  emit_store(emit, emit->output, emit_offset_element(emit, out, index),
+             emit_load(emit, emit->inputs[0], emit_offset_element(emit, in, index), group));
+  emit_loop_end(emit, &x);
+  emit_loop_end(emit, &unit);
+  if (full * group < padded) {
+    EmitLoop column = emit_loop_count(emit, dims[3], 1, "x");
+    index[1] = emit_int(emit, full * group), index[3] = column.index;
+    Value to = emit_offset_element(emit, out, index);
+    if (rest > 0) move_single(emit, emit_offset_element(emit, in, index), to, 0, rest);
+    for (int64_t i = rest; i < padded - full * group; i++)
+      emit_store(emit, emit->output, emit_add_int(emit, to, i), emit_float(emit, 1, 0));
+    emit_loop_end(emit, &column);
+  }
+  emit_loop_end(emit, &item);
+  *out_work = work_per_image(dims[0], dims[2]);
+}
+
 /* --- weights ----------------------------------------------------------------------------------------- */
 
 /* Filters and matrices: [K] rows of elements without gaps become blocks of K. */
 static bool convert_filter(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
   const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
   Stripe stripe = {.block = out->layout.block,
+                   .step = out->layout.block,
                    .row_stride = in->storage.stride[0],
                    .columns = 1,
                    .to_blocked = true,
@@ -228,7 +309,7 @@ static bool convert_filter(Emit *emit, const PlanKernel *kernel, KernelWork *out
   stripe.chunks = column_chunks(stripe.columns);
   int64_t filters = out->shape.dims[0], blocks = (filters + stripe.block - 1) / stripe.block;
 
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value digit[2], index[SHAPE_MAX_RANK] = {NULL}, begin, end;
   emit_split(emit, item.index, 2, (int64_t[]){blocks, stripe.chunks}, digit);
   index[0] = digit[0];
@@ -255,7 +336,7 @@ static bool convert_vector(Emit *emit, const PlanKernel *kernel, KernelWork *out
   const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
   int64_t count = out->shape.dims[0], padded = (count + out->layout.block - 1) / out->layout.block * out->layout.block;
   Value start[SHAPE_MAX_RANK] = {NULL};
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value to = emit_offset(emit, out, start);
   move_run(emit, emit_offset(emit, in, start), to, emit_int(emit, 0), emit_int(emit, count));
   for (int64_t i = count; i < padded; i++)
@@ -280,7 +361,7 @@ static bool convert_any(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
     extents[d] = d == split ? (out->shape.dims[d] + block - 1) / block : out->shape.dims[d];
 
   Value index[SHAPE_MAX_RANK] = {NULL}, element[SHAPE_MAX_RANK] = {NULL};
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item"), inner[SHAPE_MAX_RANK];
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item"), inner[SHAPE_MAX_RANK];
   emit_split(emit, item.index, 2, extents, index);
   for (int32_t d = 2; d < rank; d++) {
     if (d == 3) emit_halo(emit, index[0], index[1], index[2]);
@@ -310,7 +391,8 @@ static bool convert_any(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
 bool cpu_convert(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {
   const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
   LayoutKind from = in->layout.kind, to = out->layout.kind;
-  if (from == to && in->layout.block == out->layout.block && (from == LAYOUT_PLAIN || from == LAYOUT_CHANNEL_BLOCK)) {
+  const bool images = from == LAYOUT_PLAIN || from == LAYOUT_CHANNEL_BLOCK || from == LAYOUT_CHANNEL_LAST;
+  if (from == to && in->layout.block == out->layout.block && images) {
     move_rows(emit, kernel, out_work);
     return true;
   }
@@ -320,9 +402,16 @@ bool cpu_convert(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Dia
     return false;
   }
   if (winograd_outputs(to) > 0) return winograd_convert(emit, kernel, out_work, diag);
-  if (to == LAYOUT_FILTER_HALVES) return cpu_convert_halves(emit, kernel, out_work, diag);
-  bool blocks = from == LAYOUT_PLAIN && to == LAYOUT_CHANNEL_BLOCK;
-  bool unblocks = from == LAYOUT_CHANNEL_BLOCK && to == LAYOUT_PLAIN && !has_halo(out);
+  if (layout_parts(kernel->output.layout) > 0 || to == LAYOUT_FILTER_TILES)
+    return cpu_convert_tiles(emit, kernel, out_work, diag);
+  const bool from_channels = from == LAYOUT_CHANNEL_BLOCK || from == LAYOUT_CHANNEL_LAST;
+  const bool to_channels = to == LAYOUT_CHANNEL_BLOCK || to == LAYOUT_CHANNEL_LAST;
+  if (from_channels && to_channels) {
+    convert_groups(emit, kernel, out_work);
+    return true;
+  }
+  bool blocks = from == LAYOUT_PLAIN && to_channels;
+  bool unblocks = from_channels && to == LAYOUT_PLAIN && !has_halo(out);
   const Storage *plain = blocks ? &in->storage : &out->storage;
   if ((blocks || unblocks) && plain->stride[3] == 1) return convert_image(emit, kernel, out_work);
   if (from == LAYOUT_PLAIN && (to == LAYOUT_FILTER_BLOCK || to == LAYOUT_MATRIX_BLOCK) && filter_is_dense(in, out))

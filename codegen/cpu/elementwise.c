@@ -40,11 +40,11 @@ static bool has_halo(const PlanTensor *output) {
   return output->shape.rank == 4 && (halo[0] | halo[1] | halo[2] | halo[3]) != 0;
 }
 
-/* Once per row: where `part`, the position within the row, is 0. */
-static void emit_row_halo(Emit *emit, const PlanTensor *output, const Value *index, Value part) {
+/* Once per row: where `part`, the position within the row, is 0. `index` as for emit_halo. */
+static void emit_row_halo(Emit *emit, const PlanTensor *output, Value n, Value block, Value y, Value part) {
   if (!has_halo(output)) return;
   EmitIf first = emit_if(emit, emit_equal(emit, part, emit_int(emit, 0)), "halo");
-  emit_halo(emit, index[0], index[1], index[2]);
+  emit_halo(emit, n, block, y);
   emit_end_if(emit, &first);
 }
 
@@ -84,14 +84,16 @@ static bool nest_build(const PlanKernel *kernel, Nest *nest) {
   int32_t block = emit_lane_block(output), lane_dim = emit_lane_dim(output), rank = output->shape.rank;
   *nest = (Nest){.kernel = kernel, .tensors = kernel->input_count + 1, .batched = shape_batched(&output->shape)};
   assert(nest->tensors <= MAX_TENSORS);
-  bool rows_apart = has_halo(output);
+  static const int32_t last_order[4] = {0, 2, 3, 1};
+  bool rows_apart = has_halo(output), last = output->layout.kind == LAYOUT_CHANNEL_LAST;
   Axis lanes = {.extent = block};
-  for (int32_t dim = 0; dim < rank; dim++) {
+  for (int32_t i = 0; i < rank; i++) {
+    int32_t dim = last ? last_order[i] : i;
     Axis *axis = &nest->axes[nest->count++];
     bool split = block > 1 && dim == lane_dim;
     int64_t extent = output->shape.dims[dim] == DIM_BATCH ? 1 : output->shape.dims[dim];
     axis->extent = split ? ceil_div(extent, block) : extent;
-    axis->apart = (dim == 0 && nest->batched) || (rows_apart && dim < 3);
+    axis->apart = (dim == 0 && nest->batched) || (rows_apart && dim < 3 && !(last && dim == 1));
     for (int32_t t = 0; t < nest->tensors; t++) {
       int64_t lane_stride;
       const PlanTensor *tensor = t == 0 ? output : &kernel->inputs[t - 1];
@@ -198,6 +200,13 @@ static KernelWork work_of(const Nest *nest, int64_t items) {
   return nest->batched ? (KernelWork){.items_per_batch = items} : (KernelWork){.items = items};
 }
 
+/* With channels last a row is one axis, or two where an operand broadcasts. */
+static void emit_last_halo(Emit *emit, const Nest *nest, const Value *digits) {
+  Value part = digits[2];
+  for (int32_t i = 3; i < nest->count; i++) part = emit_add(emit, part, digits[i]);
+  emit_row_halo(emit, &nest->kernel->output, digits[0], NULL, digits[1], part);
+}
+
 static void emit_nest(Emit *emit, const Nest *nest, KernelWork *out_work) {
   const PlanTensor *output = &nest->kernel->output;
   const Axis *inner = &nest->axes[nest->count - 1];
@@ -220,8 +229,11 @@ static void emit_nest(Emit *emit, const Nest *nest, KernelWork *out_work) {
       start = emit_add(emit, start, emit_mul_int(emit, digits[i], nest->axes[i].stride[t]));
     chunk.start[t] = emit_add(emit, start, emit_mul_int(emit, first, inner->stride[t]));
   }
-  /* rows were kept apart, so the axes are image, channels, row, and what a row holds */
-  emit_row_halo(emit, output, digits, digits[nest->count - 1]);
+  /* rows were kept apart, so the axes are image, channels (unless last), row, and what a row holds */
+  if (has_halo(output) && output->layout.kind == LAYOUT_CHANNEL_LAST)
+    emit_last_halo(emit, nest, digits);
+  else
+    emit_row_halo(emit, output, digits[0], digits[1], digits[2], digits[nest->count - 1]);
   bool one_chunk = extents[nest->count - 1] == 1;
   Value left = emit_sub(emit, emit_int(emit, inner->extent), one_chunk ? emit_int(emit, 0) : first);
   Value count = one_chunk ? left : emit_min(emit, left, emit_int(emit, CHUNK_ELEMENTS));
@@ -273,7 +285,8 @@ static void emit_places(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
   emit_split(emit, item.index, rank, extents, index);
   bool runtime_lane = lane_dim == 0 && shape_batched(&output->shape);
   Place place = {kernel, index, runtime_lane ? -1 : lane_dim, 1};
-  emit_row_halo(emit, output, index, lane_dim == 3 ? emit_int(emit, 0) : index[3]);
+  const Value channels = output->layout.kind == LAYOUT_CHANNEL_LAST ? NULL : index[1];
+  emit_row_halo(emit, output, index[0], channels, index[2], lane_dim == 3 ? emit_int(emit, 0) : index[3]);
   if (block > 1) {
     compute_place(emit, &place, block, NULL);
   } else {

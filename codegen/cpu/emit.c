@@ -71,52 +71,62 @@ void emit_split(Emit *emit, Value index, int count, const int64_t *extents, Valu
 
 /* --- control ----------------------------------------------------------------------------------------- */
 
+/* The same number. LLVM replaces the call by its first argument when it selects instructions; scalar evolution, on
+ * which the passes for loops rest, does not look through it. */
+static Value opaque_int(Emit *emit, Value number) {
+  const char name[] = "llvm.expect";
+  unsigned id = LLVMLookupIntrinsicID(name, sizeof name - 1);
+  Value function = LLVMGetIntrinsicDeclaration(emit->module, id, &emit->i64, 1);
+  LLVMTypeRef type = LLVMIntrinsicGetType(emit->context, id, &emit->i64, 1);
+  Value arguments[] = {number, emit_int(emit, 0)};
+  return LLVMBuildCall2(emit->builder, type, function, arguments, 2, "");
+}
+
 static LLVMBasicBlockRef append_block(Emit *emit, const char *name, const char *suffix) {
   return LLVMAppendBasicBlockInContext(emit->context, emit->function, arena_format(emit->arena, "%s%s", name, suffix));
 }
 
-/* The index is a phi of the body's first block; `header` is that block. A loop of one trip is no loop at all: body
- * is NULL and the index the constant it has. */
-static EmitLoop loop_open(Emit *emit, Value begin, Value end, int64_t step, const char *name,
-                          LLVMBasicBlockRef entered_from) {
+/* The index is a phi of the body's first block. A loop of one trip is no loop at all: body is NULL and the index the
+ * constant it has. */
+static EmitLoop loop_open(Emit *emit, Value begin, Value end, int64_t step, const char *name, bool at_least_once) {
+  LLVMBasicBlockRef entered_from = LLVMGetInsertBlock(emit->builder);
   EmitLoop loop = {.end = end, .step = step};
-  LLVMPositionBuilderAtEnd(emit->builder, loop.header = loop.body = append_block(emit, name, ""));
+  loop.body = append_block(emit, name, "");
   loop.exit = append_block(emit, name, ".end");
-  loop.index = LLVMBuildPhi(emit->builder, emit->i64, name);
-  LLVMAddIncoming(loop.index, &begin, &entered_from, 1);
+  if (at_least_once)
+    LLVMBuildBr(emit->builder, loop.body);
+  else
+    LLVMBuildCondBr(emit->builder, emit_less(emit, begin, end), loop.body, loop.exit);
+  LLVMPositionBuilderAtEnd(emit->builder, loop.body);
+  loop.index = loop.counter = LLVMBuildPhi(emit->builder, emit->i64, name);
+  LLVMAddIncoming(loop.counter, &begin, &entered_from, 1);
   return loop;
 }
 
 EmitLoop emit_loop_begin(Emit *emit, Value begin, Value end, int64_t step, const char *name) {
   assert(step > 0);
   int64_t first, last;
-  if (is_constant(begin, &first) && is_constant(end, &last) && first < last && last - first <= step)
-    return (EmitLoop){.index = begin, .end = end, .step = step};
-  LLVMBasicBlockRef entered_from = LLVMGetInsertBlock(emit->builder);
-  EmitLoop loop = loop_open(emit, begin, end, step, name, entered_from);
-  LLVMPositionBuilderAtEnd(emit->builder, entered_from);
-  LLVMBuildCondBr(emit->builder, emit_less(emit, begin, end), loop.body, loop.exit);
-  LLVMPositionBuilderAtEnd(emit->builder, loop.body);
-  return loop;
+  bool counted = is_constant(begin, &first) && is_constant(end, &last) && first < last;
+  if (counted && last - first <= step) return (EmitLoop){.index = begin, .end = end, .step = step};
+  return loop_open(emit, begin, end, step, name, counted);
 }
 
 EmitLoop emit_loop_count(Emit *emit, int64_t count, int64_t step, const char *name) {
-  assert(count > 0 && step > 0);
-  Value begin = emit_int(emit, 0), end = emit_int(emit, count);
-  if (count <= step) return (EmitLoop){.index = begin, .end = end, .step = step};
-  LLVMBasicBlockRef entered_from = LLVMGetInsertBlock(emit->builder);
-  EmitLoop loop = loop_open(emit, begin, end, step, name, entered_from);
-  LLVMPositionBuilderAtEnd(emit->builder, entered_from);
-  LLVMBuildBr(emit->builder, loop.body);
-  LLVMPositionBuilderAtEnd(emit->builder, loop.body);
+  assert(count > 0);
+  return emit_loop_begin(emit, emit_int(emit, 0), emit_int(emit, count), step, name);
+}
+
+EmitLoop emit_loop_outer(Emit *emit, Value begin, Value end, int64_t step, const char *name) {
+  EmitLoop loop = emit_loop_begin(emit, begin, end, step, name);
+  if (loop.body != NULL) loop.index = opaque_int(emit, loop.counter);
   return loop;
 }
 
 void emit_loop_end(Emit *emit, EmitLoop *loop) {
   if (loop->body == NULL) return;
-  Value next = emit_add_int(emit, loop->index, loop->step);
+  Value next = emit_add_int(emit, loop->counter, loop->step);
   LLVMBasicBlockRef last = LLVMGetInsertBlock(emit->builder);
-  LLVMAddIncoming(loop->index, &next, &last, 1);
+  LLVMAddIncoming(loop->counter, &next, &last, 1);
   LLVMBuildCondBr(emit->builder, emit_less(emit, next, loop->end), loop->body, loop->exit);
   /* keeps blocks in the order of the source, for readers of dumps */
   LLVMMoveBasicBlockAfter(loop->exit, last);
@@ -375,6 +385,15 @@ void emit_step(Emit *emit, int32_t lanes, const Value *variables, size_t count) 
   Value same = LLVMBuildCall2(emit->builder, signature, nothing, values, (unsigned)count, "");
   for (size_t i = 0; i < count; i++)
     emit_set(emit, variables[i], count == 1 ? same : LLVMBuildExtractValue(emit->builder, same, (unsigned)i, ""));
+}
+
+void emit_keep(Emit *emit, int32_t lanes, Value broadcast) {
+  const Target *target = emit->target;
+  if (lanes > target->vector_lanes || !target->fma || target->broadcast_operand) return;
+  const char *constraint = vector_constraint(target);
+  LLVMTypeRef type = LLVMTypeOf(broadcast), signature = LLVMFunctionType(emit->void_type, &type, 1, 0);
+  Value nothing = LLVMGetInlineAsm(signature, "", 0, constraint, strlen(constraint), 1, 0, LLVMInlineAsmDialectATT, 0);
+  LLVMBuildCall2(emit->builder, signature, nothing, &broadcast, 1, "");
 }
 
 void emit_prefetch_line(Emit *emit, Value base, Value offset, bool first_level) {

@@ -66,15 +66,18 @@ void emit_split(Emit *emit, Value index, int count, const int64_t *extents, Valu
 /* --- control ----------------------------------------------------------------------------------------- */
 /* for (index = begin; index < end; index += step), skipped when begin ≥ end. */
 typedef struct EmitLoop {
-  Value index;
+  Value index, counter; /* counter: index as LLVM sees it */
   Value end;
   int64_t step;
-  LLVMBasicBlockRef header, body, exit;
+  LLVMBasicBlockRef body, exit;
 } EmitLoop;
 
 EmitLoop emit_loop_begin(Emit *emit, Value begin, Value end, int64_t step, const char *name);
 /* The same with constant bounds and at least one trip: no test before the first one. */
 EmitLoop emit_loop_count(Emit *emit, int64_t count, int64_t step, const char *name);
+/* The same for a loop around much other code. LLVM does not see that the index counts: it then looks for no addresses
+ * that could step along with it, which takes long and gains nothing there. No instruction comes of this. */
+EmitLoop emit_loop_outer(Emit *emit, Value begin, Value end, int64_t step, const char *name);
 void emit_loop_end(Emit *emit, EmitLoop *loop);
 
 typedef struct EmitIf {
@@ -113,9 +116,11 @@ Value emit_get(Emit *emit, LLVMTypeRef type, Value variable);
 void emit_set(Emit *emit, Value variable, Value value);
 /* Ends a step of sums, vectors in `count` variables: what was added so far is computed before anything is loaded that
  * follows. LLVM's scheduler else loads the next step's operands among this one's multiply-adds, and so many values are
- * then alive that sums which just fit the registers are spilled in every step. No instruction comes of this. Meant for
- * steps that use what they broadcast more than once: else LLVM adds into the broadcast's register, and copies. */
+ * then alive that sums which just fit the registers are spilled in every step. No instruction comes of this. */
 void emit_step(Emit *emit, int32_t lanes, const Value *variables, size_t count);
+/* Keeps the register of a broadcast until here, which a single multiply-add has used: LLVM would add into it, so that
+ * the sum moves from register to register. Nothing where the multiply-add can broadcast itself, or is not fused. */
+void emit_keep(Emit *emit, int32_t lanes, Value broadcast);
 
 /* --- floats: `lanes` = 1 is a scalar, else <lanes x float> ------------------------------------------- */
 LLVMTypeRef emit_float_type(Emit *emit, int32_t lanes);
@@ -164,6 +169,9 @@ Value emit_offset_element(Emit *emit, const PlanTensor *tensor, const Value *ind
  * emit_offset (1 when not blocked). */
 int32_t emit_lane_dim(const PlanTensor *tensor);
 int32_t emit_lane_block(const PlanTensor *tensor);
+/* Lanes of the vectors in which kernels of blocked values, or values with channels last, take a pixel's channels: the
+ * block, or the widest vector that divides the channels. */
+int32_t emit_channel_lanes(Emit *emit, const PlanTensor *tensor);
 /* Loads what stands at `index` of `output` from an operand that broadcasts to it, whatever the two layouts: lanes run
  * over the output's lane dimension. Reads nothing outside the operand. `index` as for emit_epilogue. */
 Value emit_load_broadcast(Emit *emit, const PlanTensor *operand, Value base, const PlanTensor *output,
@@ -171,15 +179,15 @@ Value emit_load_broadcast(Emit *emit, const PlanTensor *operand, Value base, con
 
 /* Applies the kernel's epilogue to a value. `index` is the logical position of lane 0 in the output (blocked: the
  * split dimension counts blocks, lanes run over the channels of the block; plain: lanes run over the last
- * dimension). Operands are loaded with broadcasting by shape. */
+ * dimension, or the channels where these are last). Operands are loaded with broadcasting by shape. */
 Value emit_epilogue(Emit *emit, Value value, const Value *index, int32_t lanes);
 /* The same for a kernel that finds the operands of the epilogue itself: load(…, i) gives kernel->inputs[i]. */
 typedef Value (*EmitOperandLoad)(Emit *emit, void *context, int32_t input);
 Value emit_epilogue_with(Emit *emit, Value value, int32_t lanes, EmitOperandLoad load, void *context);
 /* The builder over `lanes` lanes, for expr_X. */
 const ExprBuilder *emit_expr_builder(Emit *emit, int32_t lanes);
-/* Zeroes the halo of a channel-blocked output around row `y` of (n, block): its left and right columns, and with
- * the first and last row the rows above and below. Every kernel that writes rows calls it once per row. */
+/* Zeroes the halo of an output around row `y` of (n, block): its left and right columns, and with the first and last row
+ * the rows above and below. Every kernel that writes rows calls it once per row; with channels last `block` is NULL. */
 void emit_halo(Emit *emit, Value n, Value block, Value y);
 
 #endif

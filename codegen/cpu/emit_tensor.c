@@ -13,6 +13,8 @@ static int32_t split_dim(const PlanTensor *tensor) {
       return 1;
     case LAYOUT_FILTER_BLOCK:
     case LAYOUT_FILTER_HALVES:
+    case LAYOUT_FILTER_THIRDS:
+    case LAYOUT_FILTER_TILES:
     case LAYOUT_MATRIX_BLOCK:
     case LAYOUT_VECTOR_BLOCK:
     case LAYOUT_FILTER_WINOGRAD2:
@@ -39,6 +41,13 @@ int32_t emit_lane_dim(const PlanTensor *tensor) {
 }
 
 int32_t emit_lane_block(const PlanTensor *tensor) { return split_dim(tensor) >= 0 ? tensor->layout.block : 1; }
+
+int32_t emit_channel_lanes(Emit *emit, const PlanTensor *tensor) {
+  if (tensor->layout.kind != LAYOUT_CHANNEL_LAST) return emit_lane_block(tensor);
+  int32_t lanes = emit->target->vector_lanes;
+  while (tensor->shape.dims[1] % lanes != 0) lanes /= 2;
+  return lanes;
+}
 
 Value emit_offset(Emit *emit, const PlanTensor *tensor, const Value *index) {
   int32_t split = split_dim(tensor);
@@ -195,26 +204,38 @@ static void emit_zeros(Emit *emit, Value offset, int64_t count) {
   }
 }
 
+/* Of a piece of a joined value with channels last, the channels of other pieces stay as they are. */
+static void zero_pixels(Emit *emit, const PlanTensor *output, Value offset, int64_t pixels) {
+  const int64_t column = output->storage.stride[3], channels = output->shape.dims[1];
+  if (output->layout.kind != LAYOUT_CHANNEL_LAST || column == channels) {
+    emit_zeros(emit, offset, pixels * column);
+    return;
+  }
+  EmitLoop pixel = emit_loop_count(emit, pixels, 1, "pixel");
+  emit_zeros(emit, emit_add(emit, offset, emit_mul_int(emit, pixel.index, column)), channels);
+  emit_loop_end(emit, &pixel);
+}
+
 void emit_halo(Emit *emit, Value n, Value block, Value y) {
   const PlanTensor *output = &emit->kernel->output;
   const Storage *storage = &output->storage;
   int64_t top = storage->halo[0], left = storage->halo[1], bottom = storage->halo[2], right = storage->halo[3];
   if (output->shape.rank != 4 || (top | left | bottom | right) == 0) return;
   int64_t height = output->shape.dims[2], width = output->shape.dims[3];
-  int64_t column = storage->stride[3], row = storage->stride[2]; /* column: the block, or 1 when plain */
+  int64_t column = storage->stride[3], row = storage->stride[2]; /* column: the block, 1 when plain, or all channels */
   Value index[SHAPE_MAX_RANK] = {n, block, y};
   Value start = emit_add_int(emit, emit_offset(emit, output, index), -left * column);
-  if (left > 0) emit_zeros(emit, start, left * column);
-  if (right > 0) emit_zeros(emit, emit_add_int(emit, start, (left + width) * column), right * column);
-  int64_t whole = (left + width + right) * column;
+  if (left > 0) zero_pixels(emit, output, start, left);
+  if (right > 0) zero_pixels(emit, output, emit_add_int(emit, start, (left + width) * column), right);
+  int64_t whole = left + width + right;
   if (top > 0) {
     EmitIf first = emit_if(emit, emit_equal(emit, y, emit_int(emit, 0)), "halo.top");
-    for (int64_t i = 1; i <= top; i++) emit_zeros(emit, emit_add_int(emit, start, -i * row), whole);
+    for (int64_t i = 1; i <= top; i++) zero_pixels(emit, output, emit_add_int(emit, start, -i * row), whole);
     emit_end_if(emit, &first);
   }
   if (bottom > 0) {
     EmitIf last = emit_if(emit, emit_equal(emit, y, emit_int(emit, height - 1)), "halo.bottom");
-    for (int64_t i = 1; i <= bottom; i++) emit_zeros(emit, emit_add_int(emit, start, i * row), whole);
+    for (int64_t i = 1; i <= bottom; i++) zero_pixels(emit, output, emit_add_int(emit, start, i * row), whole);
     emit_end_if(emit, &last);
   }
 }

@@ -19,10 +19,16 @@
   i64, i64, i64,                                    ; 22 workspace fixed and per batch, scratch of a thread
   i64, i64,                                         ; 25 prepared_bytes, prepare_scratch
   ptr, ptr, ptr, ptr, ptr,                          ; 27 check, embedded, prepare, run, metadata
-  ptr, i32, i32                                     ; 32 slots and their count, groups
+  ptr, i32, i32,                                    ; 32 slots and their count, groups
+  i32, i32, i32, i32                                ; 35 chunk, batch_unit, stretch_images, reserved
 }
 ; A step on its way through the host's parallel_for.
 %kiln_job = type { ptr, %kiln_call }
+; Steps of a stretch on their way there: jobs, the steps' items of an image, how many they are, images at a time.
+%kiln_stretch = type { [8 x %kiln_job], [8 x i64], i32, i64 }
+; A batch on its way there, some images at a time: bases, images of the batch and of a chunk, by how many the workspace's
+; offsets grow, bytes from a thread's workspace to the next one's, scratch of thread 0, what went wrong.
+%kiln_chunks = type { ptr, i64, i64, i64, i64, ptr, i32 }
 
 @$_program = internal constant %kiln_program zeroinitializer, align 64
 
@@ -37,21 +43,122 @@ define internal void @$_task(ptr %job, i32 %thread, i64 %begin, i64 %end) {
   ret void
 }
 
-; Walks `count` steps. %bases holds an address per kiln_space: of the memory itself, or from KILN_SPACE_PARAMETER on
-; of the array of the caller's pointers. %scratch: of thread 0.
-define internal i32 @$_walk(ptr %steps, i32 %count, ptr %bases, i64 %batch, ptr %scratch, ptr %parallel_for, ptr %pool) {
+; Parts [begin, end) of the batch, each through all steps of a stretch.
+define internal void @$_stretch_task(ptr %stretch, i32 %thread, i64 %begin, i64 %end) {
 entry:
-  %operands = alloca [16 x ptr], align 16
-  %job = alloca %kiln_job, align 16
+  %count.at = getelementptr %kiln_stretch, ptr %stretch, i32 0, i32 2
+  %count = load i32, ptr %count.at
+  %images.at = getelementptr %kiln_stretch, ptr %stretch, i32 0, i32 3
+  %images = load i64, ptr %images.at
+  %any = icmp slt i64 %begin, %end
+  br i1 %any, label %part, label %finished
+
+part:
+  %p = phi i64 [ %begin, %entry ], [ %p.next, %part.end ]
+  %from = mul i64 %p, %images
+  %to = add i64 %from, %images
+  br label %step
+
+step:
+  %s = phi i32 [ 0, %part ], [ %s.next, %step ]
+  %job = getelementptr %kiln_stretch, ptr %stretch, i32 0, i32 0, i32 %s
+  %kernel = load ptr, ptr %job
+  %call = getelementptr %kiln_job, ptr %job, i32 0, i32 1
+  %items.at = getelementptr %kiln_stretch, ptr %stretch, i32 0, i32 1, i32 %s
+  %items = load i64, ptr %items.at
+  %first = mul i64 %from, %items
+  %last = mul i64 %to, %items
+  call void %kernel(ptr %call, i32 %thread, i64 %first, i64 %last)
+  %s.next = add i32 %s, 1
+  %more = icmp ult i32 %s.next, %count
+  br i1 %more, label %step, label %part.end
+
+part.end:
+  %p.next = add i64 %p, 1
+  %parts.more = icmp slt i64 %p.next, %end
+  br i1 %parts.more, label %part, label %finished
+
+finished:
+  ret void
+}
+
+; How many steps from %step on run together: those of a stretch, when its images divide the batch and are not all of it.
+define internal i32 @$_together(ptr %step, i64 %batch) {
+entry:
+  %length.at = getelementptr %kiln_step, ptr %step, i32 0, i32 5
+  %length = load i32, ptr %length.at
+  %long = icmp ugt i32 %length, 1
+  br i1 %long, label %look, label %one
+
+look:
+  %images.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 37
+  %images.narrow = load i32, ptr %images.at
+  %images = zext i32 %images.narrow to i64
+  %some = icmp ne i64 %images, 0
+  %fewer = icmp ult i64 %images, %batch
+  %useful = and i1 %some, %fewer
+  br i1 %useful, label %divide, label %one
+
+divide:
+  %left = urem i64 %batch, %images
+  %even = icmp eq i64 %left, 0
+  %result = select i1 %even, i32 %length, i32 1
+  ret i32 %result
+
+one:
+  ret i32 1
+}
+
+; How far image %first of an input (%space 4) or output (5) lies from the caller's pointer; parameters (3) have no images.
+define internal i64 @$_image_distance(i32 %space, i32 %index, i64 %first) {
+entry:
+  %is_port = icmp ugt i32 %space, 3
+  br i1 %is_port, label %look, label %none
+
+look:
+  %is_input = icmp eq i32 %space, 4
+  %inputs.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 7
+  %outputs.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 8
+  %ports.at = select i1 %is_input, ptr %inputs.at, ptr %outputs.at
+  %ports = load ptr, ptr %ports.at
+  %bytes.at = getelementptr %kiln_port, ptr %ports, i32 %index, i32 4
+  %bytes = load i64, ptr %bytes.at
+  %batched.at = getelementptr %kiln_port, ptr %ports, i32 %index, i32 5
+  %batched = load i32, ptr %batched.at
+  %is_batched = icmp ne i32 %batched, 0
+  %image = select i1 %is_batched, i64 %bytes, i64 0
+  %distance = mul i64 %image, %first
+  ret i64 %distance
+
+none:
+  ret i64 0
+}
+
+; Walks `count` steps for %batch images, the caller's from number %first on. %bases holds an address per kiln_space: of the
+; memory itself, or from KILN_SPACE_PARAMETER on of the array of the caller's pointers. Offsets in the workspace grow by
+; %span images. %scratch: of thread 0.
+define internal i32 @$_walk(ptr %steps, i32 %count, ptr %bases, i64 %batch, i64 %span, i64 %first, ptr %scratch,
+                            ptr %parallel_for, ptr %pool) {
+entry:
+  %all_operands = alloca [8 x [16 x ptr]], align 16
+  %stretch = alloca %kiln_stretch, align 16
   %any = icmp ne i32 %count, 0
   %serial = icmp eq ptr %parallel_for, null
   %stride.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 24
   %stride = load i64, ptr %stride.at
   br i1 %any, label %step, label %finished
 
+; %waiting steps of a stretch have been made jobs; %wanted run together
 step:
   %s = phi i32 [ 0, %entry ], [ %s.next, %step.end ]
+  %waiting = phi i32 [ 0, %entry ], [ %waiting.next, %step.end ]
+  %wanted.before = phi i32 [ 1, %entry ], [ %wanted, %step.end ]
   %step.at = getelementptr %kiln_step, ptr %steps, i32 %s
+  %begins = icmp eq i32 %waiting, 0
+  %length = call i32 @$_together(ptr %step.at, i64 %batch)
+  %wanted = select i1 %begins, i32 %length, i32 %wanted.before
+  %operands = getelementptr [8 x [16 x ptr]], ptr %all_operands, i32 0, i32 %waiting
+  %job = getelementptr %kiln_stretch, ptr %stretch, i32 0, i32 0, i32 %waiting
   %list.at = getelementptr %kiln_step, ptr %step.at, i32 0, i32 3
   %list = load ptr, ptr %list.at
   %operand_count.at = getelementptr %kiln_step, ptr %step.at, i32 0, i32 4
@@ -77,15 +184,24 @@ pointer:
   %pointer.at = getelementptr ptr, ptr %base, i32 %index
   %given = load ptr, ptr %pointer.at
   %absent = icmp eq ptr %given, null
-  br i1 %absent, label %no_memory, label %resolve
+  br i1 %absent, label %no_memory, label %find_image
+
+find_image:
+  %from_begin = icmp eq i64 %first, 0
+  br i1 %from_begin, label %resolve, label %skip_images
+
+skip_images:
+  %skipped = call i64 @$_image_distance(i32 %space, i32 %index, i64 %first)
+  %of_image = getelementptr i8, ptr %given, i64 %skipped
+  br label %resolve
 
 resolve:
-  %memory = phi ptr [ %base, %present ], [ %given, %pointer ]
+  %memory = phi ptr [ %base, %present ], [ %given, %find_image ], [ %of_image, %skip_images ]
   %offset.at = getelementptr %kiln_operand, ptr %operand.at, i32 0, i32 2
   %offset = load i64, ptr %offset.at
   %per_batch.at = getelementptr %kiln_operand, ptr %operand.at, i32 0, i32 3
   %per_batch = load i64, ptr %per_batch.at
-  %of_batch = mul i64 %per_batch, %batch
+  %of_batch = mul i64 %per_batch, %span
   %distance = add i64 %offset, %of_batch
   %address = getelementptr i8, ptr %memory, i64 %distance
   %slot = getelementptr [16 x ptr], ptr %operands, i32 0, i32 %i
@@ -118,6 +234,37 @@ launch:
   %items_per_batch = load i64, ptr %items_per_batch.at
   %items.of_batch = mul i64 %items_per_batch, %batch
   %items = add i64 %items.fixed, %items.of_batch
+  %own_items.at = getelementptr %kiln_stretch, ptr %stretch, i32 0, i32 1, i32 %waiting
+  store i64 %items_per_batch, ptr %own_items.at
+  %ready = add i32 %waiting, 1
+  %lonely = icmp eq i32 %wanted, 1
+  br i1 %lonely, label %single, label %of_stretch
+
+of_stretch:
+  %complete = icmp eq i32 %ready, %wanted
+  br i1 %complete, label %run_stretch, label %step.end
+
+run_stretch:
+  %jobs.at = getelementptr %kiln_stretch, ptr %stretch, i32 0, i32 2
+  store i32 %ready, ptr %jobs.at
+  %part.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 37
+  %part.narrow = load i32, ptr %part.at
+  %part = zext i32 %part.narrow to i64
+  %images.at = getelementptr %kiln_stretch, ptr %stretch, i32 0, i32 3
+  store i64 %part, ptr %images.at
+  %parts = udiv i64 %batch, %part
+  br i1 %serial, label %stretch.alone, label %stretch.together
+
+stretch.alone:
+  call void @$_stretch_task(ptr %stretch, i32 0, i64 0, i64 %parts)
+  br label %step.end
+
+stretch.together:
+  %stretch.outcome = call i32 %parallel_for(ptr %pool, ptr @$_stretch_task, ptr %stretch, i64 %parts)
+  %stretch.stopped = icmp ne i32 %stretch.outcome, 0
+  br i1 %stretch.stopped, label %callback_failed, label %step.end
+
+single:
   br i1 %serial, label %alone, label %together
 
 alone:
@@ -130,6 +277,8 @@ together:
   br i1 %stopped, label %callback_failed, label %step.end
 
 step.end:
+  %waiting.next = phi i32 [ %ready, %of_stretch ], [ 0, %stretch.alone ], [ 0, %stretch.together ], [ 0, %alone ],
+                          [ 0, %together ]
   %s.next = add i32 %s, 1
   %steps.more = icmp ult i32 %s.next, %count
   br i1 %steps.more, label %step, label %finished
@@ -146,6 +295,119 @@ no_memory:
   %is_weight = or i1 %is_prepared, %is_parameter
   %status = select i1 %is_weight, i32 7, i32 1      ; KILN_ERROR_WEIGHTS, KILN_ERROR_ARGUMENT
   ret i32 %status
+}
+
+; Chunks [begin, end): all steps of one, then of the next, in the thread's part of the workspace.
+define internal void @$_chunk_task(ptr %chunks, i32 %thread, i64 %begin, i64 %end) {
+entry:
+  %bases = alloca [6 x ptr], align 16
+  %any = icmp slt i64 %begin, %end
+  br i1 %any, label %prepare, label %finished
+
+prepare:
+  %common = load ptr, ptr %chunks
+  %batch.at = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 1
+  %batch = load i64, ptr %batch.at
+  %size.at = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 2
+  %size = load i64, ptr %size.at
+  %span.at = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 3
+  %span = load i64, ptr %span.at
+  %bytes.at = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 4
+  %bytes = load i64, ptr %bytes.at
+  %scratch.at = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 5
+  %scratch = load ptr, ptr %scratch.at
+  %stride.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 24
+  %stride = load i64, ptr %stride.at
+  %thread.wide = zext i32 %thread to i64
+  %scratch.distance = mul i64 %stride, %thread.wide
+  %own_scratch = getelementptr i8, ptr %scratch, i64 %scratch.distance
+  %copy = load [6 x ptr], ptr %common
+  store [6 x ptr] %copy, ptr %bases
+  %workspace = load ptr, ptr %common
+  %distance = mul i64 %bytes, %thread.wide
+  %own_workspace = getelementptr i8, ptr %workspace, i64 %distance
+  store ptr %own_workspace, ptr %bases
+  %steps.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 16
+  %steps = load ptr, ptr %steps.at
+  %step_count.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 18
+  %step_count = load i32, ptr %step_count.at
+  br label %chunk
+
+chunk:
+  %c = phi i64 [ %begin, %prepare ], [ %c.next, %chunk.end ]
+  %first = mul i64 %c, %size
+  %left = sub i64 %batch, %first
+  %last = icmp slt i64 %left, %size
+  %images = select i1 %last, i64 %left, i64 %size
+  %status = call i32 @$_walk(ptr %steps, i32 %step_count, ptr %bases, i64 %images, i64 %span, i64 %first,
+                             ptr %own_scratch, ptr null, ptr null)
+  %failed = icmp ne i32 %status, 0
+  br i1 %failed, label %note, label %chunk.end
+
+chunk.end:
+  %c.next = add i64 %c, 1
+  %more = icmp slt i64 %c.next, %end
+  br i1 %more, label %chunk, label %finished
+
+note:                                               ; the same for every chunk: memory that is missing
+  %status.at = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 6
+  store atomic i32 %status, ptr %status.at monotonic, align 8
+  ret void
+
+finished:
+  ret void
+}
+
+; Images of a chunk when a batch goes through all steps chunk by chunk, or 0 when it does not: when the program does not
+; allow it, there is only one chunk, threads would wait for each other for more than a ninth of the time, or their
+; workspaces would exceed the batch's.
+define internal i64 @$_chunk_size(i64 %batch, i64 %threads) {
+entry:
+  %chunk.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 35
+  %chunk = load i32, ptr %chunk.at
+  %allowed = icmp ne i32 %chunk, 0
+  br i1 %allowed, label %divide, label %whole
+
+divide:                                             ; as many chunks for each thread, as large as they may be
+  %most = zext i32 %chunk to i64
+  %unit.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 36
+  %unit.narrow = load i32, ptr %unit.at
+  %unit = zext i32 %unit.narrow to i64
+  %unit.less = sub i64 %unit, 1
+  %of_thread = mul i64 %most, %threads
+  %rounds = call i64 @$_divide_up(i64 %batch, i64 %of_thread)
+  %pieces = mul i64 %rounds, %threads
+  %images = call i64 @$_divide_up(i64 %batch, i64 %pieces)
+  %units = call i64 @$_divide_up(i64 %images, i64 %unit)
+  %size = mul i64 %units, %unit
+  %several = icmp slt i64 %size, %batch
+  %count = call i64 @$_divide_up(i64 %batch, i64 %size)
+  %rounds.made = call i64 @$_divide_up(i64 %count, i64 %threads)
+  %at_once = mul i64 %threads, %size
+  %room = add i64 %batch, %unit.less
+  %fits = icmp sle i64 %at_once, %room
+  %longest = mul i64 %at_once, %rounds.made
+  %batch.units = udiv i64 %room, %unit
+  %computed = mul i64 %batch.units, %unit
+  %eighth = lshr i64 %computed, 3
+  %bound = add i64 %computed, %eighth
+  %even = icmp sle i64 %longest, %bound
+  %alone = icmp eq i64 %threads, 1
+  %balanced = or i1 %even, %alone
+  %possible = and i1 %several, %fits
+  %good = and i1 %possible, %balanced
+  %result = select i1 %good, i64 %size, i64 0
+  ret i64 %result
+
+whole:
+  ret i64 0
+}
+
+define internal i64 @$_divide_up(i64 %count, i64 %size) {
+  %less = sub i64 %size, 1
+  %more = add i64 %count, %less
+  %result = udiv i64 %more, %size
+  ret i64 %result
 }
 
 ; What stands in *io about threads: 0 when there are more than the workspace is sized for.
@@ -185,6 +447,7 @@ define internal i1 @$_usable(ptr %memory, i64 %size) {
 define i32 @$_run(ptr %weights, ptr %workspace, ptr %io) {
 entry:
   %bases = alloca [6 x ptr], align 16
+  %chunks = alloca %kiln_chunks, align 16
   %no_weights = icmp eq ptr %weights, null
   %no_io = icmp eq ptr %io, null
   %no_argument = or i1 %no_weights, %no_io
@@ -249,14 +512,59 @@ ready:
   %parallel_for = call ptr @$_parallel_for(ptr %io, i32 %threads)
   %pool.at = getelementptr %kiln_io, ptr %io, i32 0, i32 2
   %pool = load ptr, ptr %pool.at
+  %alone = icmp eq ptr %parallel_for, null
+  %workers = select i1 %alone, i64 1, i64 %threads.wide
+  %size.chunk = call i64 @$_chunk_size(i64 %batch, i64 %workers)
+  %chunked = icmp ne i64 %size.chunk, 0
+  br i1 %chunked, label %by_chunk, label %by_step
+
+by_step:
   %steps.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 16
   %steps = load ptr, ptr %steps.at
   %step_count.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 18
   %step_count = load i32, ptr %step_count.at
-  %status = call i32 @$_walk(ptr %steps, i32 %step_count, ptr %bases, i64 %batch, ptr %scratch, ptr %parallel_for,
-                             ptr %pool)
+  %status = call i32 @$_walk(ptr %steps, i32 %step_count, ptr %bases, i64 %batch, i64 %batch, i64 0, ptr %scratch,
+                             ptr %parallel_for, ptr %pool)
   ret i32 %status
 
+by_chunk:                                           ; workspaces are as large as a chunk's values: the unit's room is in them
+  %unit.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 36
+  %unit = load i32, ptr %unit.at
+  %unit.wide = zext i32 %unit to i64
+  %unit.less = sub i64 %unit.wide, 1
+  %span = sub i64 %size.chunk, %unit.less
+  %bytes = mul i64 %size.chunk, %per_batch
+  store ptr %bases, ptr %chunks
+  %chunks.batch = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 1
+  store i64 %batch, ptr %chunks.batch
+  %chunks.size = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 2
+  store i64 %size.chunk, ptr %chunks.size
+  %chunks.span = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 3
+  store i64 %span, ptr %chunks.span
+  %chunks.bytes = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 4
+  store i64 %bytes, ptr %chunks.bytes
+  %chunks.scratch = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 5
+  store ptr %scratch, ptr %chunks.scratch
+  %chunks.status = getelementptr %kiln_chunks, ptr %chunks, i32 0, i32 6
+  store i32 0, ptr %chunks.status
+  %count = call i64 @$_divide_up(i64 %batch, i64 %size.chunk)
+  br i1 %alone, label %serial, label %together
+
+serial:
+  call void @$_chunk_task(ptr %chunks, i32 0, i64 0, i64 %count)
+  br label %chunks.done
+
+together:
+  %outcome = call i32 %parallel_for(ptr %pool, ptr @$_chunk_task, ptr %chunks, i64 %count)
+  %stopped = icmp ne i32 %outcome, 0
+  br i1 %stopped, label %callback_failed, label %chunks.done
+
+chunks.done:
+  %noted = load atomic i32, ptr %chunks.status monotonic, align 8
+  ret i32 %noted
+
+callback_failed:
+  ret i32 9                                         ; KILN_ERROR_CALLBACK
 nothing:
   ret i32 0
 argument:
@@ -312,8 +620,8 @@ ready:
   %steps = load ptr, ptr %steps.at
   %step_count.at = getelementptr %kiln_program, ptr @$_program, i32 0, i32 17
   %step_count = load i32, ptr %step_count.at
-  %status = call i32 @$_walk(ptr %steps, i32 %step_count, ptr %bases, i64 1, ptr %own_scratch, ptr %parallel_for,
-                             ptr %pool)
+  %status = call i32 @$_walk(ptr %steps, i32 %step_count, ptr %bases, i64 1, i64 1, i64 0, ptr %own_scratch,
+                             ptr %parallel_for, ptr %pool)
   ret i32 %status
 
 argument:

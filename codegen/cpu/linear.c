@@ -144,7 +144,7 @@ bool cpu_linear(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag
   int64_t last_vectors = vectors - (units - 1) * unit, last_count = state.features - (vectors - 1) * state.lanes;
   *out_work = (KernelWork){.items = units};
 
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   state.feature = emit_mul_int(emit, item.index, unit * state.lanes);
   Value panel = emit_mul_int(emit, item.index, unit / state.panel_vectors * weights->storage.stride[0]);
   state.panel = emit_address(emit, emit->inputs[1], emit_add_int(emit, panel, weights->storage.origin));
@@ -262,7 +262,7 @@ bool cpu_matmul(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag
   int64_t rows = 1, columns = shape->dims[shape->rank - 1];
   for (int32_t d = 1; d < shape->rank - 1; d++) rows *= shape->dims[d];
   *out_work = work_per_image(shape->dims[0], rows);
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   emit_split(emit, item.index, shape->rank - 1, shape->dims, state.row);
   if (kernel->attrs.transpose) {
     EmitLoop column = emit_loop_count(emit, columns, 1, "column");

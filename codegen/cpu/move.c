@@ -117,10 +117,58 @@ static bool move_dense(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   return true;
 }
 
+static void copy_channels(Emit *emit, void *context, int32_t lanes, Value at) {
+  const Row *row = context;
+  row->index[1] = row->start ? emit_add(emit, row->start, at) : at;
+  Value value = emit_load(emit, row->from, emit_add(emit, row->offset, at), lanes);
+  value = emit_epilogue(emit, value, row->index, lanes);
+  emit_store(emit, emit->output, emit_offset(emit, &row->kernel->output, row->index), value);
+}
+
+static void join_pixel(Emit *emit, const PlanKernel *kernel, int32_t inputs, Value *index, const Value *from) {
+  int64_t first = 0;
+  for (int32_t i = 0; i < inputs; i++) {
+    const PlanTensor *in = &kernel->inputs[i];
+    Row row = {.kernel = kernel, .from = emit->inputs[i], .offset = emit_offset(emit, in, from), .index = index};
+    row.start = emit_int(emit, first);
+    emit_vector_loop(emit, in->shape.dims[1], 0, copy_channels, &row);
+    first += in->shape.dims[1];
+  }
+}
+
+/* Channels last: what `inputs` hold of a pixel, one after the other. An item is a row; where a row of the only input
+ * lies as one of the output it is copied as a whole. */
+static void move_pixels(Emit *emit, const PlanKernel *kernel, int32_t inputs, KernelWork *out_work) {
+  const PlanTensor *out = &kernel->output;
+  const int64_t *dims = out->shape.dims;
+  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  Value digit[2], index[SHAPE_MAX_RANK] = {NULL}, from[SHAPE_MAX_RANK] = {NULL};
+  emit_split(emit, item.index, 2, (int64_t[]){1, dims[2]}, digit);
+  emit_halo(emit, digit[0], NULL, digit[1]);
+  index[0] = from[0] = digit[0], index[2] = from[2] = digit[1];
+  const bool whole = inputs == 1 && kernel->epilogue_count == 0 && out->storage.stride[3] == dims[1] &&
+                     kernel->inputs[0].storage.stride[3] == dims[1];
+  if (whole) {
+    move_run(emit, emit_offset(emit, &kernel->inputs[0], from), emit_offset(emit, out, index), emit_int(emit, 0),
+             emit_int(emit, dims[3] * dims[1]));
+  } else {
+    EmitLoop x = emit_loop_count(emit, dims[3], 1, "x");
+    index[3] = from[3] = x.index;
+    join_pixel(emit, kernel, inputs, index, from);
+    emit_loop_end(emit, &x);
+  }
+  emit_loop_end(emit, &item);
+  *out_work = work_per_image(dims[0], dims[2]);
+}
+
 void move_rows(Emit *emit, const PlanKernel *kernel, KernelWork *out_work) {
   const PlanTensor *in = &kernel->inputs[0], *out = &kernel->output;
   if (out->layout.kind == LAYOUT_CHANNEL_BLOCK) {
     move_blocked_rows(emit, kernel, out_work);
+    return;
+  }
+  if (out->layout.kind == LAYOUT_CHANNEL_LAST && in->layout.kind == LAYOUT_CHANNEL_LAST) {
+    move_pixels(emit, kernel, 1, out_work);
     return;
   }
   if (move_dense(emit, kernel, out_work)) return;
@@ -195,6 +243,7 @@ bool cpu_permute(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Dia
     from[source] = index[d];
     if (d == dim) stride = in->storage.stride[source];
   }
+  if (rank == 4) conv_halo(emit, out, index[0], index[1], index[2]);
   Row row = {
       .kernel = kernel, .from = emit->inputs[0], .offset = emit_offset(emit, in, from), .index = index, .dim = dim};
   row.stride = stride;
@@ -269,6 +318,10 @@ bool cpu_concat(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag
   const PlanTensor *out = &kernel->output;
   int64_t dim = kernel->attrs.dim < 0 ? kernel->attrs.dim + out->shape.rank : kernel->attrs.dim;
   if (out->layout.kind == LAYOUT_PLAIN) return emit_concat_plain(emit, kernel, (int32_t)dim, out_work);
+  if (out->layout.kind == LAYOUT_CHANNEL_LAST && dim == 1) {
+    move_pixels(emit, kernel, kernel->op_input_count, out_work);
+    return true;
+  }
   for (int32_t i = 0; i < kernel->op_input_count; i++) {
     if (dim == 1 && kernel->inputs[i].shape.dims[1] % emit_lane_block(out) == 0) continue;
     diag_error(diag, kernel->location,

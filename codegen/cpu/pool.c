@@ -1,5 +1,5 @@
-/* Pooling. Work items are output rows of a channel block (blocked) or of a channel (plain). Windows are cut to the
- * image, so that padding never counts as a value and no halo is needed. */
+/* Pooling. Work items are output rows of a vector of channels (blocked, or last) or of a channel (plain). Windows are
+ * cut to the image, so that padding never counts as a value and no halo is needed. */
 #include <assert.h>
 
 #include "conv.h"
@@ -25,12 +25,12 @@ typedef struct Axis {
 } Axis;
 
 static Pool pool_begin(Emit *emit, const PlanKernel *kernel, bool maximum) {
-  return (Pool){emit, &kernel->inputs[0], &kernel->output, emit_lane_block(&kernel->output), maximum};
+  return (Pool){emit, &kernel->inputs[0], &kernel->output, emit_channel_lanes(emit, &kernel->output), maximum};
 }
 
-/* Blocks of channels, or channels. (Of batch-blocked values the items' first digit counts blocks of images.) */
-static int64_t pool_units(const PlanTensor *tensor) {
-  int32_t block = tensor->layout.kind == LAYOUT_BATCH_BLOCK ? 1 : emit_lane_block(tensor);
+/* Vectors of channels, or channels. (Of batch-blocked values the items' first digit counts blocks of images.) */
+static int64_t pool_units(const Pool *pool, const PlanTensor *tensor) {
+  int32_t block = tensor->layout.kind == LAYOUT_BATCH_BLOCK ? 1 : pool->lanes;
   return (tensor->shape.dims[1] + block - 1) / block;
 }
 
@@ -146,7 +146,7 @@ static void emit_sliding_columns(const Sliding *sliding, Value plane, Range rows
                                  int64_t end, bool inside) {
   Emit *emit = sliding->pool.emit;
   if (begin >= end) return;
-  EmitLoop x = emit_loop_begin(emit, emit_int(emit, begin), emit_int(emit, end), 1, "x");
+  EmitLoop x = emit_loop_outer(emit, emit_int(emit, begin), emit_int(emit, end), 1, "x");
   index[3] = x.index;
   emit_sliding_column(sliding, plane, rows, index, inside);
   emit_loop_end(emit, &x);
@@ -163,14 +163,15 @@ static bool emit_sliding(Emit *emit, const PlanKernel *kernel, bool maximum, Ker
   if (last > axis->out) last = axis->out;
   if (first > last) first = last;
 
-  int64_t extents[] = {1, pool_units(&kernel->output), sliding.rows.out};
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  int64_t extents[] = {1, pool_units(&sliding.pool, &kernel->output), sliding.rows.out};
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value index[SHAPE_MAX_RANK] = {NULL}, plane_index[SHAPE_MAX_RANK] = {NULL};
   emit_split(emit, item.index, 3, extents, index);
+  conv_halo(emit, sliding.pool.out, index[0], index[1], index[2]);
+  index[1] = conv_channel_index(emit, sliding.pool.in, index[1], sliding.pool.lanes);
   plane_index[0] = index[0], plane_index[1] = index[1];
   Value plane = emit_offset(emit, sliding.pool.in, plane_index);
   Range rows = sliding_range(emit, &sliding.rows, index[2]);
-  emit_halo(emit, index[0], index[1], index[2]);
   emit_sliding_columns(&sliding, plane, rows, index, 0, first, false);
   emit_sliding_columns(&sliding, plane, rows, index, first, last, true);
   emit_sliding_columns(&sliding, plane, rows, index, last, axis->out, false);
@@ -216,19 +217,20 @@ static bool emit_adaptive(Emit *emit, const PlanKernel *kernel, bool maximum, bo
   Pool pool = pool_begin(emit, kernel, maximum);
   assert(!both || pool.lanes == 1);
   Axis rows = adaptive_axis(kernel, 0), columns = adaptive_axis(kernel, 1);
-  int64_t extents[] = {1, pool_units(pool.in), rows.out};
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  int64_t extents[] = {1, pool_units(&pool, pool.in), rows.out};
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value index[SHAPE_MAX_RANK] = {NULL}, plane_index[SHAPE_MAX_RANK] = {NULL};
   emit_split(emit, item.index, 3, extents, index);
+  if (!both) conv_halo(emit, pool.out, index[0], index[1], index[2]);
+  index[1] = conv_channel_index(emit, pool.in, index[1], pool.lanes);
   plane_index[0] = index[0], plane_index[1] = index[1];
   Value plane = emit_offset(emit, pool.in, plane_index);
-  if (!both) emit_halo(emit, index[0], index[1], index[2]);
-  EmitLoop x = emit_loop_count(emit, columns.out, 1, "x");
+  EmitLoop x = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, columns.out), 1, "x");
   index[3] = x.index;
   store_result(&pool, adaptive_value(&pool, &rows, &columns, plane, index), index);
   if (both) {
     pool.maximum = false;
-    index[1] = emit_add_int(emit, index[1], extents[1]);
+    index[1] = emit_add_int(emit, index[1], extents[1]); /* plain only */
     store_result(&pool, adaptive_value(&pool, &rows, &columns, plane, index), index);
   }
   emit_loop_end(emit, &x);

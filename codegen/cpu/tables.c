@@ -125,15 +125,19 @@ static Value ports(const Tables *tables, const char *name, const PlanPort *list,
   return array(tables, name, "kiln_port", items, count);
 }
 
-/* A batched value of the workspace lies in the per-image part, whose offsets grow with the batch. */
+/* A batched value of the workspace lies in the per-image part, whose offsets grow with the batch: for as many images as
+ * kernels may write beside those of the batch. */
 static Value operand(const Tables *tables, const PlanTensor *tensor) {
   const Storage *storage = &tensor->storage;
+  const Plan *plan = tables->plan;
   assert(storage->space != SPACE_NONE);
-  bool per_image = storage->space == SPACE_WORKSPACE && shape_batched(&tensor->shape) && !tables->plan->fixed_batch;
+  bool per_image = storage->space == SPACE_WORKSPACE && shape_batched(&tensor->shape) && !plan->fixed_batch;
+  const int64_t more = plan->batch_unit > 1 ? plan->batch_unit - 1 : 0;
+  const int64_t first = plan->workspace_fixed - more * plan->workspace_per_batch + more * storage->offset;
   Value fields[] = {
       u32(tables, (uint32_t)storage->space - 1),
       u32(tables, (uint32_t)storage->index),
-      i64(tables, (per_image ? tables->plan->workspace_fixed : storage->offset) + storage->delta),
+      i64(tables, (per_image ? first : storage->offset) + storage->delta),
       i64(tables, per_image ? storage->offset : 0),
   };
   return named_struct(tables, "kiln_operand", fields, sizeof fields / sizeof fields[0]);
@@ -175,7 +179,21 @@ static Value kernel_function(const Tables *tables, uint32_t code) {
   return function;
 }
 
-static Value step(const Tables *tables, const PlanKernel *kernel, const KernelWork *work) {
+/* Steps from number `first` on that may run some images at a time: those of a stretch, if all divide their items by
+ * images. */
+static uint32_t stretch_length(const Tables *tables, size_t first) {
+  const Plan *plan = tables->plan;
+  const uint32_t stretch = plan->kernels[first].stretch;
+  size_t end = first;
+  if (stretch == 0 || (first > 0 && plan->kernels[first - 1].stretch == stretch)) return 1;
+  for (; end < plan->kernel_count && plan->kernels[end].stretch == stretch; end++)
+    if (tables->work[end].items != 0 || tables->work[end].items_per_batch == 0) return 1;
+  return (uint32_t)(end - first);
+}
+
+static Value step(const Tables *tables, size_t number) {
+  const PlanKernel *kernel = &tables->plan->kernels[number];
+  const KernelWork *work = &tables->work[number];
   Value operands[KILN_MAX_OPERANDS];
   uint32_t count = 0;
   double bytes_fixed = 0, bytes_per_image = 0;
@@ -195,7 +213,7 @@ static Value step(const Tables *tables, const PlanKernel *kernel, const KernelWo
       string(tables, kernel_kind(kernel, tables->arena)),
       array(tables, "operands", "kiln_operand", operands, count),
       u32(tables, count),
-      u32(tables, 0),
+      u32(tables, stretch_length(tables, number)),
       i64(tables, work->items),
       i64(tables, work->items_per_batch),
       i64(tables, round_up(work->scratch_bytes, KILN_ALIGNMENT)),
@@ -247,7 +265,7 @@ static Value slots(const Tables *tables) {
 static void fill_program(const Tables *tables, const CpuOptions *options) {
   const Plan *plan = tables->plan;
   Value *steps = arena_array(tables->arena, plan->kernel_count, Value);
-  for (size_t i = 0; i < plan->kernel_count; i++) steps[i] = step(tables, &plan->kernels[i], &tables->work[i]);
+  for (size_t i = 0; i < plan->kernel_count; i++) steps[i] = step(tables, i);
   size_t run_count = plan->kernel_count - plan->prepare_count, hooks = plan->hook_output_count;
   Value outputs = ports(tables, "outputs", plan->outputs, plan->output_count);
   Value first_hook = i64(tables, (int64_t)(plan->output_count - hooks));
@@ -287,6 +305,10 @@ static void fill_program(const Tables *tables, const CpuOptions *options) {
       slots(tables),
       u32(tables, (uint32_t)plan->slot_count),
       u32(tables, (uint32_t)plan->group_rows),
+      u32(tables, (uint32_t)plan->chunk),
+      u32(tables, plan->batch_unit > 1 ? (uint32_t)plan->batch_unit : 1),
+      u32(tables, (uint32_t)plan->stretch_images),
+      u32(tables, 0),
   };
   Value program = LLVMGetNamedGlobal(tables->module, arena_format(tables->arena, "%s_program", tables->symbol));
   LLVMSetInitializer(program, named_struct(tables, "kiln_program", fields, sizeof fields / sizeof fields[0]));

@@ -86,17 +86,24 @@ static void filter_channels(Emit *emit, const PlanKernel *kernel, int32_t valid,
                             Value end) {
   const Storage *in = &kernel->inputs[0].storage, *out = &kernel->output.storage;
   int32_t lanes = emit->target->vector_lanes;
-  EmitLoop channel = emit_loop_begin(emit, begin, end, 1, "channel");
+  /* taps are gathered in memory: code that puts vectors together lane by lane takes LLVM five times as long */
+  Value buffer = emit_variable(emit, LLVMArrayType(emit->f32, (unsigned)(9 * lanes)), "taps");
+  for (int32_t tap = 0; tap < 9 && valid < lanes; tap++)
+    emit_store(emit, buffer, emit_int(emit, tap * lanes), emit_float(emit, lanes, 0));
+  EmitLoop channel = emit_loop_outer(emit, begin, end, 1, "channel");
   Value filter = emit_add(emit, from, emit_mul_int(emit, channel.index, in->stride[1]));
   Value taps[9];
-  for (int32_t tap = 0; tap < 9; tap++) {
-    Value first = emit_add_int(emit, filter, tap / 3 * in->stride[2] + tap % 3 * in->stride[3]);
-    taps[tap] = emit_float(emit, lanes, 0);
-    for (int32_t lane = 0; lane < valid; lane++) {
-      Value element = emit_load(emit, emit->inputs[0], emit_add_int(emit, first, lane * in->stride[0]), 1);
-      taps[tap] = LLVMBuildInsertElement(emit->builder, taps[tap], element, emit_int(emit, lane), "");
+  if (valid > 0) {
+    EmitLoop lane = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, valid), 1, "lane");
+    Value from_lane =
+        emit_address(emit, emit->inputs[0], emit_add(emit, filter, emit_mul_int(emit, lane.index, in->stride[0])));
+    for (int32_t tap = 0; tap < 9; tap++) {
+      Value element = emit_load(emit, from_lane, emit_int(emit, tap / 3 * in->stride[2] + tap % 3 * in->stride[3]), 1);
+      emit_store(emit, buffer, emit_add_int(emit, lane.index, tap * lanes), element);
     }
+    emit_loop_end(emit, &lane);
   }
+  for (int32_t tap = 0; tap < 9; tap++) taps[tap] = emit_load(emit, buffer, emit_int(emit, tap * lanes), lanes);
   Value place = emit_add(emit, to, emit_mul_int(emit, channel.index, out->stride[1]));
   filter_tile(emit, winograd_outputs(kernel->output.layout.kind), lanes, taps, emit_address(emit, emit->output, place),
               out->stride[3]);
@@ -110,7 +117,7 @@ static void convert_filter(Emit *emit, const PlanKernel *kernel, KernelWork *out
   int64_t filters = out->shape.dims[0], channels = out->shape.dims[1], panel_vectors = out->layout.block / lanes;
   int64_t vectors = ceil_div(filters, out->layout.block) * panel_vectors, whole = filters / lanes;
   int64_t chunks = ceil_div(channels, CHUNK_CHANNELS);
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value digit[2];
   emit_split(emit, item.index, 2, (int64_t[]){vectors, chunks}, digit);
   Value vector = digit[0], begin = emit_mul_int(emit, digit[1], CHUNK_CHANNELS);
@@ -224,7 +231,7 @@ static void convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_
   WinogradGrid grid = winograd_grid(outputs, dims[2], dims[3], (int64_t[]){halo[0], halo[1], halo[2], halo[3]});
   int64_t block = out->layout.block, blocks = ceil_div(dims[1], block), tile_stride = blocks * block;
 
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value digit[3];
   emit_split(emit, item.index, 3, (int64_t[]){1, blocks, grid.rows}, digit);
   Value corner[4] = {digit[0], digit[1], emit_add_int(emit, emit_mul_int(emit, digit[2], outputs), -halo[0]), NULL};
@@ -232,7 +239,7 @@ static void convert_image(Emit *emit, const PlanKernel *kernel, KernelWork *out_
   Value to = emit_add(
       emit, emit_mul_int(emit, digit[0], out->storage.stride[0]),
       emit_add(emit, emit_mul_int(emit, digit[1], block), emit_mul_int(emit, digit[2], grid.columns * tile_stride)));
-  EmitLoop tile = emit_loop_count(emit, grid.columns, 1, "tile");
+  EmitLoop tile = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, grid.columns), 1, "tile");
   Value input = emit_add(emit, from, emit_mul_int(emit, tile.index, outputs * stride[3]));
   Value output = emit_add(emit, to, emit_mul_int(emit, tile.index, tile_stride));
   winograd_input_tile(emit, outputs, in, emit_address(emit, emit->inputs[0], input),

@@ -1,11 +1,14 @@
 #include "pool.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "processors.h"
 
 /* About 30 µs of spinning on current processors: longer than the gap between two steps, short enough not to burn a
  * core while the host does something else. */
@@ -97,7 +100,25 @@ static void announce(Pool *pool) {
   }
 }
 
-Pool *pool_create(uint32_t threads, const Allocator *allocator) {
+static int start_worker(Worker *worker, const uint32_t *processors) {
+  if (processors == NULL) return pthread_create(&worker->handle, NULL, worker_main, worker);
+  pthread_attr_t attributes;
+  cpu_set_t only;
+  const uint32_t processor = processors[worker->thread];
+  if (processor >= PROCESSORS_MAX) return EINVAL;
+  CPU_ZERO(&only);
+  CPU_SET(processor, &only);
+  int code = pthread_attr_init(&attributes);
+  if (code != 0) return code;
+  code = pthread_attr_setaffinity_np(&attributes, sizeof only, &only);
+  if (code == 0) code = pthread_create(&worker->handle, &attributes, worker_main, worker);
+  pthread_attr_destroy(&attributes);
+  return code;
+}
+
+Pool *pool_create(uint32_t threads, const Allocator *allocator) { return pool_create_on(threads, NULL, allocator); }
+
+Pool *pool_create_on(uint32_t threads, const uint32_t *processors, const Allocator *allocator) {
   Allocator memory = allocator != NULL ? *allocator : (Allocator){NULL, NULL, NULL};
   if (threads == 0) threads = 1;
   Pool *pool = memory_allocate(&memory, sizeof *pool, 64);
@@ -119,7 +140,7 @@ Pool *pool_create(uint32_t threads, const Allocator *allocator) {
     Worker *worker = &pool->workers[i];
     worker->pool = pool;
     worker->thread = i;
-    if (pthread_create(&worker->handle, NULL, worker_main, worker) != 0) break;
+    if (start_worker(worker, processors) != 0) break;
     pool->started++;
   }
   if (pool->workers == NULL || pool->started + 1 < threads) {

@@ -13,6 +13,9 @@ typedef struct Pool Pool;
 
 /* `threads` ≥ 1 counts the caller. Returns NULL when memory or threads run out. `allocator` may be NULL. */
 Pool *pool_create(uint32_t threads, const Allocator *allocator);
+/* The same with worker i on processors[i], of `threads`; the caller's thread, number 0, is the caller's affair. NULL
+ * also when the process may not use one of them; `processors` may be NULL. */
+Pool *pool_create_on(uint32_t threads, const uint32_t *processors, const Allocator *allocator);
 /* Waits for the workers. NULL is allowed. */
 void pool_destroy(Pool *pool);
 uint32_t pool_threads(const Pool *pool);

@@ -1,5 +1,5 @@
-/* Runs a program's steps one by one, with the same rules as the generated NAME_run: for tools that time or check
- * single steps. */
+/* Runs a program's steps one by one, with the same rules as the generated NAME_run when it does not take images in
+ * chunks: for tools that time or check single steps. */
 #ifndef KILN_RUNTIME_CORE_RUNNER_H
 #define KILN_RUNTIME_CORE_RUNNER_H
 

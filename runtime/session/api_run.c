@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "core/cuda_run.h"
 #include "core/loader.h"
+#include "core/processors.h"
 #include "core/runner.h"
 #include "cuda_session.h"
 #include "memory.h"
@@ -246,6 +247,26 @@ static int64_t alone_batch(const kiln_program *program) {
   return batch < (double)program->max_batch ? (int64_t)batch : program->max_batch;
 }
 
+static kiln_status check_affinity(const kiln_context_options *options, uint32_t threads, kiln_error *error) {
+  if (options->affinity == NULL) return KILN_OK;
+  if (options->parallel_for != NULL)
+    return error_set(error, KILN_ERROR_ARGUMENT,
+                     "affinity is that of the context's own threads: parallel_for must be NULL");
+  if (options->affinity_count < threads)
+    return error_set(error, KILN_ERROR_ARGUMENT, "affinity: expected a processor for each of %u threads, found %zu",
+                     threads, options->affinity_count);
+  for (uint32_t i = 0; i < threads; i++) {
+    if (!processor_allowed(options->affinity[i]))
+      return error_set(error, KILN_ERROR_ARGUMENT, "affinity: this process may not use processor %u",
+                       options->affinity[i]);
+    for (uint32_t k = 0; k < i; k++)
+      if (options->affinity[k] == options->affinity[i])
+        return error_set(error, KILN_ERROR_ARGUMENT, "affinity: processor %u stands there twice",
+                         options->affinity[i]);
+  }
+  return KILN_OK;
+}
+
 kiln_status kiln_context_create(const kiln_executable *executable, const kiln_context_options *options,
                                 kiln_context **out_context, kiln_error *error) {
   static const kiln_context_options defaults;
@@ -260,6 +281,8 @@ kiln_status kiln_context_create(const kiln_executable *executable, const kiln_co
   if (max_batch > program->max_batch)
     return error_set(error, KILN_ERROR_BATCH, "the program was compiled for batches up to %lld, found %lld",
                      (long long)program->max_batch, (long long)max_batch);
+  const kiln_status placed = executable->cuda != NULL ? KILN_OK : check_affinity(options, threads, error);
+  if (placed != KILN_OK) return placed;
   const Allocator *allocator = &executable->allocator;
   kiln_context *context = memory_allocate(allocator, sizeof *context);
   if (context == NULL) return error_set(error, KILN_ERROR_MEMORY, "out of memory");
@@ -267,6 +290,7 @@ kiln_status kiln_context_create(const kiln_executable *executable, const kiln_co
   context->executable = executable;
   context->allocator = *allocator;
   context->max_batch = max_batch;
+  context->processor = -1;
   if (executable->cuda != NULL) {
     kiln_status status = cuda_session_context(context, error);
     if (status == KILN_OK)
@@ -280,8 +304,9 @@ kiln_status kiln_context_create(const kiln_executable *executable, const kiln_co
   context->workspace = memory_allocate(allocator, context->workspace_bytes);
   context->io_block = memory_allocate(allocator, context->io_bytes);
   context->io = (kiln_io){0, options->parallel_for, options->pool, threads, 0};
+  if (options->affinity != NULL) context->processor = options->affinity[0];
   if (options->parallel_for == NULL && threads > 1) {
-    context->pool = pool_create(threads, allocator);
+    context->pool = pool_create_on(threads, options->affinity, allocator);
     context->io.parallel_for = pool_parallel_for;
     context->io.pool = context->pool;
     context->alone_batch = alone_batch(program);
@@ -371,6 +396,24 @@ static kiln_status run_with_callback(kiln_context *context, const kiln_weights *
   return KILN_OK;
 }
 
+static kiln_status run_checked(kiln_context *context, const kiln_weights *weights, int64_t batch,
+                               const void *const *inputs, void *const *outputs, kiln_error *error) {
+  if (context->callback != NULL) return run_with_callback(context, weights, batch, inputs, outputs, error);
+  if (context->cuda != NULL) return cuda_session_run(context, batch, inputs, outputs, error);
+  const kiln_program *program = context->executable->program;
+  context->io.batch = batch;
+  kiln_io io = context->io;
+  if (batch <= context->alone_batch) io.threads = 1;
+  memcpy(context->io_block, &io, sizeof io);
+  char *ports = (char *)context->io_block + sizeof context->io;
+  if (program->input_count > 0) memcpy(ports, inputs, program->input_count * sizeof(void *));
+  if (program->output_count > 0)
+    memcpy(ports + program->input_count * sizeof(void *), outputs, program->output_count * sizeof(void *));
+  kiln_status status = (kiln_status)program->run(weights, context->workspace, context->io_block);
+  if (status != KILN_OK) return error_set(error, status, "%s: %s", program->name, kiln_status_text(status));
+  return KILN_OK;
+}
+
 kiln_status kiln_run(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
                      kiln_error *error) {
   if (context == NULL) return error_set(error, KILN_ERROR_ARGUMENT, "context must not be NULL");
@@ -383,20 +426,11 @@ kiln_status context_run(kiln_context *context, const kiln_weights *weights, int6
                         void *const *outputs, kiln_error *error) {
   kiln_status status = check_run(context, batch, inputs, outputs, error);
   if (status != KILN_OK || batch == 0) return status;
-  if (context->callback != NULL) return run_with_callback(context, weights, batch, inputs, outputs, error);
-  if (context->cuda != NULL) return cuda_session_run(context, batch, inputs, outputs, error);
-  const kiln_program *program = context->executable->program;
-  context->io.batch = batch;
-  kiln_io io = context->io;
-  if (batch <= context->alone_batch) io.threads = 1;
-  memcpy(context->io_block, &io, sizeof io);
-  char *ports = (char *)context->io_block + sizeof context->io;
-  if (program->input_count > 0) memcpy(ports, inputs, program->input_count * sizeof(void *));
-  if (program->output_count > 0)
-    memcpy(ports + program->input_count * sizeof(void *), outputs, program->output_count * sizeof(void *));
-  status = (kiln_status)program->run(weights, context->workspace, context->io_block);
-  if (status != KILN_OK) return error_set(error, status, "%s: %s", program->name, kiln_status_text(status));
-  return KILN_OK;
+  ProcessorStay stay = {.moved = false};
+  if (context->processor >= 0) processor_enter((uint32_t)context->processor, &stay);
+  status = run_checked(context, weights, batch, inputs, outputs, error);
+  processor_leave(&stay);
+  return status;
 }
 
 kiln_status kiln_run_steps(kiln_context *context, int64_t batch, const void *const *inputs, void *const *outputs,
@@ -406,8 +440,11 @@ kiln_status kiln_run_steps(kiln_context *context, int64_t batch, const void *con
   if (context->cuda != NULL)
     return cuda_session_run_steps(context, batch, inputs, outputs, observe, observer_context, error);
   context->io.batch = batch;
+  ProcessorStay stay = {.moved = false};
+  if (context->processor >= 0) processor_enter((uint32_t)context->processor, &stay);
   status = program_run_steps(&context->executable->weights, context->workspace, &context->io, inputs, outputs, observe,
                              observer_context);
+  processor_leave(&stay);
   if (status != KILN_OK)
     return error_set(error, status, "%s: %s", context->executable->program->name, kiln_status_text(status));
   return KILN_OK;

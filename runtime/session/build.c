@@ -51,6 +51,12 @@ static bool build_plan_once(const Graph *graph, const BuildOptions *options, Are
   }
   if (compile->max_batch > 0) work->max_batch = compile->max_batch;
   if (work->max_batch < 1) work->max_batch = 1;
+  if (compile->min_batch < 0 || compile->min_batch > work->max_batch) {
+    diag_error(diag, (Location){graph->file, 0, 0}, "min batch must be at least 1 and at most the max batch %lld, found %lld",
+               (long long)work->max_batch, (long long)compile->min_batch);
+    return false;
+  }
+  work->min_batch = compile->min_batch > 0 ? compile->min_batch : 1;
   if (options->train != NULL && !graph_request_training(work, options->train, diag)) return false;
   Arena *scratch = arena_create(NULL);
   if (scratch == NULL) {
@@ -202,6 +208,7 @@ bool build_executable(const Graph *graph, const Plan *plan, const kiln_compile_o
   }
   if (on_gpu) return cuda_session_build(plan, options, pointers, executable, scratch, diag, out_status);
   double started = seconds_now();
+  cpu.in_process = true;
   CpuObjects objects;
   if (!cpu_compile(plan, &cpu, scratch, diag, &objects)) return false;
   if (!jit_load(&objects, executable->arena, diag, &executable->program)) {
@@ -245,6 +252,7 @@ bool build_prepared(const Graph *graph, const Plan *plan, const kiln_compile_opt
   Plan prepare = *plan;
   prepare.target = cpu_target_runnable(plan->target) ? plan->target : &host;
   prepare.kernel_count = plan->prepare_count;
+  cpu.in_process = true;
   CpuObjects objects;
   const kiln_program *program;
   if (!cpu_compile(&prepare, &cpu, arena, diag, &objects)) return false;

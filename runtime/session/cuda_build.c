@@ -215,6 +215,7 @@ static kiln_program *program_build(const Plan *plan, const kiln_step *steps, Are
       .slots = slots_build(plan, arena),
       .slot_count = (uint32_t)plan->slot_count,
       .group_count = (uint32_t)plan->group_rows,
+      .batch_unit = 1,
   };
   return program;
 }

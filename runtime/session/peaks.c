@@ -1,21 +1,23 @@
-/* Loops that do nothing but multiply-adds, or nothing but reads, in the widest vectors that the processor has. Each is
+/* Loops that do nothing but multiply-adds, or nothing but reads, in the widest vectors of a processor level. Each is
  * timed several times, and the best time counts: everything else is disturbance. */
 #include "peaks.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "core/pool.h"
+#include "core/processors.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 enum {
-  CHAINS = 16, /* independent ones, which hide the latency of a multiply-add */
+  /* Independent ones, which hide the latency of a multiply-add: 4 cycles at two a cycle, or 8 of a product and a sum.
+   * With the factor they leave registers free, of the 16 that there are before AVX-512. */
+  CHAINS = 12,
   FMA_ROUNDS = 200000,
   REPEATS = 7,
   THREADS_MAX = 64,
@@ -72,7 +74,7 @@ typedef float Floats16 __attribute__((vector_size(16)));
 static Floats16 splat16(float value) { return (Floats16){value, value, value, value}; }
 static Floats16 multiply_add16(Floats16 a, Floats16 b, Floats16 c) { return a * b + c; }
 
-/* Without a fused instruction, or where none is known: still two operations. */
+/* Without a fused instruction a product and a sum, where processors have units for them. */
 FMA_LOOP(fma_plain, , Floats16, 4, splat16, multiply_add16)
 READ_LOOP(read_plain, , Words16)
 
@@ -87,26 +89,32 @@ FMA_LOOP(fma_avx512, AVX512, __m512, 16, _mm512_set1_ps, _mm512_fmadd_ps)
 READ_LOOP(read_avx512, AVX512, Words64)
 #endif
 
-static void choose_loops(FmaLoop **out_fma, ReadLoop **out_read) {
-  *out_fma = fma_plain;
-  *out_read = read_plain;
+typedef struct Loops {
+  const char *isa; /* a level as cpu_target names it */
+  FmaLoop *fma;
+  ReadLoop *read;
+} Loops;
+
+/* The last one serves every other level. */
+static const Loops all_loops[] = {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) {
-    *out_fma = fma_avx512;
-    *out_read = read_avx512;
-  } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    *out_fma = fma_avx2;
-    *out_read = read_avx2;
-  }
+    {"x86-64-v4", fma_avx512, read_avx512},
+    {"x86-64-v3", fma_avx2, read_avx2},
 #endif
+    {NULL, fma_plain, read_plain},
+};
+
+static const Loops *find_loops(const char *isa) {
+  const Loops *loops = all_loops;
+  while (loops->isa != NULL && strcmp(loops->isa, isa) != 0) loops++;
+  return loops;
 }
 
 /* --- timing ------------------------------------------------------------------------------------------ */
 
 typedef struct Trial {
   Pool *pool;
-  FmaLoop *fma;
-  ReadLoop *read;
+  const Loops *loops;
   char *data;
   int64_t bytes, passes;                          /* of each thread */
   int64_t operations;                             /* of a round */
@@ -123,7 +131,7 @@ static void run_fma(void *context, uint32_t thread, int64_t begin, int64_t end) 
   Trial *trial = context;
   for (int64_t item = begin; item < end; item++) {
     float *sum = &trial->sums[thread * LINE / sizeof(float)];
-    int64_t operations = trial->fma(FMA_ROUNDS, 0.5f, sum);
+    int64_t operations = trial->loops->fma(FMA_ROUNDS, 0.5f, sum);
     if (item == 0) trial->operations = operations;
   }
 }
@@ -133,7 +141,7 @@ static void run_read(void *context, uint32_t thread, int64_t begin, int64_t end)
   uint64_t seen = 0;
   for (int64_t item = begin; item < end; item++)
     for (int64_t pass = 0; pass < trial->passes; pass++)
-      seen |= trial->read(trial->data + item * trial->bytes, trial->bytes);
+      seen |= trial->loops->read(trial->data + item * trial->bytes, trial->bytes);
   trial->sums[thread * LINE / sizeof(float)] = (float)(seen & 1);
 }
 
@@ -188,39 +196,37 @@ static void measure(Trial *trial, Peaks *peaks, Arena *arena) {
 
 static void destroy_pool(void *pool) { pool_destroy(pool); }
 
-bool peaks_measure(uint32_t threads, Diag *diag, Peaks *out_peaks) {
-  static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-  static Peaks known[THREADS_MAX + 1];
+static void measure_all(const Loops *loops, Pool *pool, Arena *arena, Peaks *peaks) {
+  Trial *trial = arena_new(arena, Trial);
+  trial->pool = pool;
+  trial->loops = loops;
+  peaks->l2_bytes = larger(sysconf(_SC_LEVEL2_CACHE_SIZE), 0);
+  peaks->l3_bytes = larger(sysconf(_SC_LEVEL3_CACHE_SIZE), 0);
+  measure(trial, peaks, arena);
+}
+
+bool peaks_measure(const char *isa, uint32_t threads, const uint32_t *affinity, Diag *diag, Peaks *out_peaks) {
   if (threads < 1 || threads > THREADS_MAX) {
     diag_error(diag, (Location){0}, "the machine's peaks: expected 1 to %d threads, found %u", THREADS_MAX, threads);
     return false;
   }
-  pthread_mutex_lock(&lock);
-  Peaks *peaks = &known[threads];
-  bool done = peaks->threads != 0;
-  if (!done) {
-    Arena *arena = arena_create(NULL);
-    Pool *pool = arena != NULL ? pool_create(threads, NULL) : NULL;
-    jmp_buf failure;
-    if (pool != NULL) {
-      arena_defer(arena, destroy_pool, pool);
-      if (setjmp(failure) == 0) {
-        arena_on_failure(arena, &failure);
-        Peaks found = {.threads = threads};
-        found.l2_bytes = larger(sysconf(_SC_LEVEL2_CACHE_SIZE), 0);
-        found.l3_bytes = larger(sysconf(_SC_LEVEL3_CACHE_SIZE), 0);
-        Trial *trial = arena_new(arena, Trial);
-        trial->pool = pool;
-        choose_loops(&trial->fma, &trial->read);
-        measure(trial, &found, arena);
-        *peaks = found;
-      }
+  Arena *arena = arena_create(NULL);
+  Pool *pool = arena != NULL ? pool_create_on(threads, affinity, NULL) : NULL;
+  volatile bool done = false;
+  jmp_buf failure;
+  ProcessorStay stay = {.moved = false};
+  if (affinity != NULL) processor_enter(affinity[0], &stay);
+  if (pool != NULL) {
+    arena_defer(arena, destroy_pool, pool);
+    if (setjmp(failure) == 0) {
+      arena_on_failure(arena, &failure);
+      *out_peaks = (Peaks){.threads = threads};
+      measure_all(find_loops(isa), pool, arena, out_peaks);
+      done = true;
     }
-    if (arena != NULL) arena_destroy(arena);
-    done = peaks->threads != 0;
   }
-  *out_peaks = *peaks;
-  pthread_mutex_unlock(&lock);
+  processor_leave(&stay);
+  if (arena != NULL) arena_destroy(arena);
   if (!done) diag_error(diag, (Location){0}, "the machine's peaks: out of memory or threads");
   return done;
 }

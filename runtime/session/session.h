@@ -38,6 +38,7 @@ struct kiln_context {
   size_t workspace_bytes;
   int64_t max_batch;
   Pool *pool; /* own pool, or NULL */
+  int64_t processor;   /* that the calling thread is kept on while it runs; -1: none */
   int64_t alone_batch; /* up to it one thread of the own pool does all: see alone_batch() */
   kiln_io io;
   kiln_callback callback; /* NULL: none */

@@ -112,7 +112,9 @@ static bool compile_programs(Trainer *trainer, Diag *diag) {
 
 static bool create_contexts(Trainer *trainer, Diag *diag) {
   kiln_error error;
-  const kiln_context_options options = {.threads = trainer->options.threads};
+  const kiln_context_options options = {.threads = trainer->options.threads,
+                                        .affinity = trainer->options.affinity,
+                                        .affinity_count = trainer->options.affinity_count};
   if (kiln_context_create(trainer->step, &options, &trainer->step_context, &error) != KILN_OK)
     return trainer_failed(trainer, &error, diag);
   arena_defer(trainer->arena, destroy_context, trainer->step_context);

@@ -20,6 +20,8 @@ typedef struct TrainerOptions {
   uint64_t seed;                              /* of order, augmentation and dropout */
   const Augment *augment;                     /* NULL: none */
   uint32_t threads;
+  const uint32_t *affinity; /* of kiln_context_options */
+  size_t affinity_count;
   int64_t workers;          /* of each loader; 0: the step's threads fill its batches in between */
   const char *const *stats; /* patterns of values whose statistics every step gives */
   size_t stats_count;

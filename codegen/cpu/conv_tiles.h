@@ -1,0 +1,56 @@
+/* Convolution in tile registers: what its parts share. See conv_tiles.c. */
+#ifndef KILN_CODEGEN_CPU_CONV_TILES_H
+#define KILN_CODEGEN_CPU_CONV_TILES_H
+
+#include "conv.h"
+
+enum {
+  TILE = 16,           /* rows of a tile, and numbers of a row of sums */
+  CHANNELS = 2 * TILE, /* input channels of a step, output channels of a panel */
+  ROW_BYTES = 64,
+  TILE_BYTES = TILE * ROW_BYTES,
+  TILE_FLOATS = TILE * TILE, /* elements of f32 that take as much memory as a tile */
+  PARTS_MAX = 3
+};
+
+typedef struct TileConv {
+  Emit *emit;
+  const PlanKernel *kernel;
+  ConvShape shape;
+  const PlanTensor *input, *filter, *output, *bias;
+  int64_t rows, chunks;  /* output rows of an item; chunks of an image */
+  int64_t panels, steps; /* blocks of 32 output and input channels */
+  int64_t taps;
+  int64_t columns;       /* of the split input, in pixels */
+  int64_t pitch, tiles;  /* outputs of a row, and tiles of an item */
+  bool flows;            /* tiles go on in the next row */
+  int32_t parts;         /* of a number */
+  bool whole;            /* filters lie in memory as f32 */
+  int64_t block, part;   /* elements of a block of 32 channels of the split input, and of a part of all of them */
+  Value split, sums;     /* addresses: of the split input, of the sums, [block of 16 filters][tile][16][16] */
+  Value filters;         /* whole: memory for the split filters of two taps in turns */
+  Value taps_done;       /* whole: variable, of the taps since the kernel's begin */
+} TileConv;
+
+void tile_load(Emit *emit, int number, Value address, int64_t row_bytes);
+void tile_zero(Emit *emit, int number);
+void tile_store(Emit *emit, int number, Value address);
+void tile_multiply_add(Emit *emit, int sum, int left, int right);
+/* 32 words to 64 bytes. */
+void store_words(Emit *emit, Value base, Value offset, Value words);
+
+/* Offset in a block of the split input of a tile's first pixel, for the first tap. */
+Value tile_place(const TileConv *conv, Value tile);
+/* … and from there to the first pixel of a tap. */
+Value tap_distance(const TileConv *conv, Value tap_row, Value tap_column);
+Value tile_sums(const TileConv *conv, Value block, Value tile);
+
+/* The products of a panel for all tiles of an item, into the sums. */
+void multiply_split(const TileConv *conv, Value panel);
+void multiply_whole(const TileConv *conv, Value panel);
+/* Most tiles of an item with whole filters, and elements of scratch memory for the split ones. */
+enum { WHOLE_TILES = 4, WHOLE_SCRATCH = 2 * PARTS_MAX * TILE_FLOATS };
+/* Before the first item: splits its filters' first tap. */
+void begin_whole(const TileConv *conv);
+
+#endif
