@@ -145,7 +145,10 @@ static void select_conv2d(Graph *graph, Node *node, const PassOptions *options) 
   if (node->layout.kind == LAYOUT_BATCH_BLOCK) return;
   if (node->layout.kind == LAYOUT_PLAIN || node->inputs[1]->layout.kind != LAYOUT_FILTER_BLOCK) {
     node->choice = (KernelChoice){.algorithm = ALGORITHM_REFERENCE};
-    node_decide(graph, node, "select", "reference", "direct", "The layout is plain.");
+    const bool rows = node->layout.kind == LAYOUT_PLAIN && node->inputs[0]->layout.kind == LAYOUT_PLAIN &&
+                      work_along_rows(&node->attrs, &node->inputs[1]->shape, &node->shape);
+    node_decide(graph, node, "select", rows ? "reference, vectors along rows" : "reference", "direct",
+                "The layout is plain.");
   } else if (node->attrs.groups > 1 && node->attrs.groups == input->shape.dims[1] &&
              node->attrs.groups == node->shape.dims[1]) {
     node->choice = (KernelChoice){.algorithm = ALGORITHM_DEPTHWISE, .tile_blocks = 1};

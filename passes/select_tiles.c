@@ -10,7 +10,7 @@ enum {
   CHANNELS = 32,
   TILE_CYCLES = 16,
   CACHE_SHARE = 8, /* of the second-level cache for an item's input, in parts */
-  FEW_TILES = 4    /* of which every filter is used once */
+  FEW_TILES = 12   /* of which filters are used three times at most */
 };
 
 /* Parts of a number. */

@@ -333,7 +333,7 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   const ConvShape *shape = &conv->shape;
   const int64_t sums = 2 * conv->tiles * TILE_FLOATS, split = conv->parts * conv->part;
   *out_work = work_per_image(shape->images, conv->chunks * conv->panels);
-  out_work->scratch_bytes = (sums + split + (conv->whole ? WHOLE_SCRATCH : 0)) * (int64_t)sizeof(float);
+  out_work->scratch_bytes = (sums + split + (conv->whole ? whole_scratch(conv) : 0)) * (int64_t)sizeof(float);
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, shape->out_width);
   conv->sums = emit->scratch;
   conv->split = emit_address(emit, emit->scratch, emit_int(emit, sums));

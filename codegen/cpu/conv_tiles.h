@@ -28,8 +28,8 @@ typedef struct TileConv {
   bool whole;            /* filters lie in memory as f32 */
   int64_t block, part;   /* elements of a block of 32 channels of the split input, and of a part of all of them */
   Value split, sums;     /* addresses: of the split input, of the sums, [block of 16 filters][tile][16][16] */
-  Value filters;         /* whole: memory for the split filters of two taps in turns */
-  Value taps_done;       /* whole: variable, of the taps since the kernel's begin */
+  Value filters;         /* whole: memory for the split filters of some taps in turns */
+  Value taps_done;       /* whole: variable, of the taps that were split since the kernel's begin, but for the first */
 } TileConv;
 
 void tile_load(Emit *emit, int number, Value address, int64_t row_bytes);
@@ -48,8 +48,10 @@ Value tile_sums(const TileConv *conv, Value block, Value tile);
 /* The products of a panel for all tiles of an item, into the sums. */
 void multiply_split(const TileConv *conv, Value panel);
 void multiply_whole(const TileConv *conv, Value panel);
-/* Most tiles of an item with whole filters, and elements of scratch memory for the split ones. */
-enum { WHOLE_TILES = 4, WHOLE_SCRATCH = 2 * PARTS_MAX * TILE_FLOATS };
+/* Most tiles of an item with whole filters. */
+enum { WHOLE_TILES = 12 };
+/* Elements of scratch memory for split filters. */
+int64_t whole_scratch(const TileConv *conv);
 /* Before the first item: splits its filters' first tap. */
 void begin_whole(const TileConv *conv);
 
