@@ -123,6 +123,13 @@ static int emit(Tool *tool, CompileRequest *request, const Graph *graph, const G
   return done ? EXIT_OK : EXIT_FAILED;
 }
 
+/* Levels of a processor's instructions do not include tile registers. */
+static bool needs_tiles(const Plan *plan) {
+  for (size_t i = 0; i < plan->kernel_count; i++)
+    if (plan->kernels[i].choice.algorithm == ALGORITHM_TILES) return true;
+  return false;
+}
+
 static int compile_body(Tool *tool, void *context) {
   CompileRequest *request = context;
   Graph *graph, *optimised;
@@ -164,8 +171,9 @@ static int compile_body(Tool *tool, void *context) {
   if (plan == NULL) return EXIT_OK;
   int code = emit(tool, request, graph, optimised, plan, &compile);
   if (code == EXIT_OK && request->kind == EMIT_BINARY)
-    printf("%s: %s for %s, %zu kernels, %s bytes of weights, workspace %s bytes at batch 1, batch up to %lld, %.2f s\n",
-           request->output, plan->name, plan->target->isa, plan->kernel_count - plan->prepare_count,
+    printf("%s: %s for %s%s, %zu kernels, %s bytes of weights, workspace %s bytes at batch 1, batch up to %lld, %.2f s\n",
+           request->output, plan->name, plan->target->isa, needs_tiles(plan) ? " with AMX" : "",
+           plan->kernel_count - plan->prepare_count,
            grouped(tool->arena, plan->prepared_bytes),
            grouped(tool->arena, plan->workspace_fixed + plan->workspace_per_batch), (long long)plan->max_batch,
            seconds_now() - started);

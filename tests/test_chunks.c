@@ -277,8 +277,8 @@ static void programs_that_join_images_do_not(void **state) {
   static const char head[] = "graph \"g\" {\n  max_batch 32\n  input %x : f32[N,3,6,6]\n";
   static const char *const joining[] = {
       "%y = mean %x {dims=[0]} : f32[3,6,6]\n output y = %y\n",
-      "%s = sum %x {dims=[0,2,3]} : f32[3]\n"
-      "%t = reshape %s {shape=[3,1,1]} : f32[3,1,1]\n %y = add %x, %t : f32[N,3,6,6]\n output y = %y\n",
+      ("%s = sum %x {dims=[0,2,3]} : f32[3]\n"
+       "%t = reshape %s {shape=[3,1,1]} : f32[3,1,1]\n %y = add %x, %t : f32[N,3,6,6]\n output y = %y\n"),
       "%y = relu %x : f32[N,3,6,6]\n output y = %y\n hook \"y\" activation stats\n value y = %y\n",
       "input %k : f32[3,1,1]\n %l = exp %k : f32[3,1,1]\n %y = mul %x, %l : f32[N,3,6,6]\n output y = %y\n",
       "input %k : f32[3,1,1]\n %l = exp %k : f32[3,1,1]\n %y = exp %x : f32[N,3,6,6]\n output y = %y\n output l = %l\n",
