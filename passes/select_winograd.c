@@ -339,7 +339,7 @@ static double any_direct_cost(const Node *node, const Machine *machine, int64_t 
 static void offer_tiles(CandidateList *list, Graph *graph, Node *node, const PassOptions *options, double cost) {
   const double tiles = tiles_cost(node, options->precision, bytes_per_cycle, exposed_reading);
   const KernelChoice choice = tiles_choice(node, options);
-  const bool halves = options->precision == PRECISION_FAST;
+  const bool halves = tiles_filter_layout(node, options->precision).kind == LAYOUT_FILTER_HALVES;
   const char *name = arena_format(graph->arena, "%s of bf16 in tile registers, %d rows an item",
                                   halves ? "halves" : "thirds", (int)choice.row_chunk);
   candidates_add(list, name, choice, TILES_PLAN);
