@@ -1,5 +1,6 @@
 /* Reads the text form of a graph: ir/IR.md. A statement ends with its line; after a mistake reading goes on with the
  * next line, so that one run shows all of them. Nothing is sized by a number in the text. */
+#include <stddef.h>
 #include <string.h>
 
 #include "parser.h"
@@ -22,7 +23,7 @@ static Node *find_value(const Parser *parser, const Token *token) {
 }
 
 /* A use of a value that stands above. */
-static bool expect_value(Parser *parser, Node **out_node) {
+bool parser_expect_value(Parser *parser, Node **out_node) {
   const Token token = *parser_token(parser);
   if (token.kind != TOKEN_VALUE) return parser_expected(parser, "a value");
   *out_node = find_value(parser, &token);
@@ -91,7 +92,7 @@ static void end_node(Parser *parser, const Definition *definition, Node *node, u
 
 /* --- types and what follows them ------------------------------------------------------------------- */
 
-static bool expect_type(Parser *parser, DataType *out_dtype, Shape *out_shape) {
+bool parser_expect_type(Parser *parser, DataType *out_dtype, Shape *out_shape) {
   const Location location = parser_token(parser)->location;
   const char *word = NULL;
   if (!parser_expect_word(parser, "an element type", &word)) return false;
@@ -254,7 +255,7 @@ static bool parse_input(Parser *parser) {
   DataType dtype = DTYPE_F32;
   Shape shape = {0};
   if (!expect_definition(parser, &definition) || !parser_expect_sign(parser, ':')) return false;
-  if (!expect_type(parser, &dtype, &shape)) return false;
+  if (!parser_expect_type(parser, &dtype, &shape)) return false;
   Graph *graph = parser->graph;
   const size_t index = graph->input_count;
   const uint32_t next_id = begin_node(parser, &definition);
@@ -367,7 +368,7 @@ static bool parse_parameter(Parser *parser) {
     return false;
   }
   parameter.name = definition.name;
-  if (!parser_expect_sign(parser, ':') || !expect_type(parser, &parameter.dtype, &parameter.shape)) return false;
+  if (!parser_expect_sign(parser, ':') || !parser_expect_type(parser, &parameter.dtype, &parameter.shape)) return false;
   const size_t index = graph->parameter_count;
   const uint32_t next_id = begin_node(parser, &definition);
   Node *node = graph_add_parameter(graph, &parameter);
@@ -424,7 +425,7 @@ static bool parse_epilogue(Parser *parser, Node *node) {
     if (!op_is_elementwise(op)) {
       return parser_error(parser, location, "an epilogue takes element-wise operations, found '%s'", op_info(op)->name);
     }
-    if (op_info(op)->kind == OP_KIND_BINARY && !expect_value(parser, &operand)) return false;
+    if (op_info(op)->kind == OP_KIND_BINARY && !parser_expect_value(parser, &operand)) return false;
     if (!parser_attributes(parser, op, &attrs)) return false;
     node_add_epilogue(parser->graph, node, op, &attrs, operand, reversed);
   }
@@ -442,7 +443,7 @@ static bool parse_operation(Parser *parser) {
   const bool any = !parser_token(parser)->line_start && parser_token(parser)->kind == TOKEN_VALUE;
   for (bool more = any; more; more = parser_accept_sign(parser, ',')) {
     inputs = parser_grow(parser, inputs, (size_t)count, sizeof *inputs);
-    if (!expect_value(parser, &inputs[count++])) return false;
+    if (!parser_expect_value(parser, &inputs[count++])) return false;
   }
   const uint32_t next_id = begin_node(parser, &definition);
   Node *node = graph_add(parser->graph, op, definition.name, inputs, count);
@@ -453,7 +454,7 @@ static bool parse_operation(Parser *parser) {
     parser->types = parser_grow(parser, parser->types, parser->type_count, sizeof *parser->types);
     DeclaredType *type = &parser->types[parser->type_count];
     *type = (DeclaredType){.node = node, .location = parser_token(parser)->location};
-    if (!expect_type(parser, &type->dtype, &type->shape)) return false;
+    if (!parser_expect_type(parser, &type->dtype, &type->shape)) return false;
     parser->type_count++;
   }
   return parse_suffix(parser, node);
@@ -466,7 +467,7 @@ static bool parse_output(Parser *parser, bool hook) {
   const Location location = parser_token(parser)->location;
   const char *name = NULL;
   Node *node = NULL;
-  if (!parser_expect_name(parser, "a name", &name) || !parser_expect_sign(parser, '=') || !expect_value(parser, &node))
+  if (!parser_expect_name(parser, "a name", &name) || !parser_expect_sign(parser, '=') || !parser_expect_value(parser, &node))
     return false;
   if (!hook && graph->hook_output_count) return parser_error(parser, location, "outputs stand before hook outputs");
   graph_add_output(graph, name, node);
@@ -477,7 +478,7 @@ static bool parse_output(Parser *parser, bool hook) {
 
 static bool parse_optional_value(Parser *parser, Node **out_node) {
   if (parser_token(parser)->line_start || !parser_accept_sign(parser, '=')) return true;
-  return expect_value(parser, out_node);
+  return parser_expect_value(parser, out_node);
 }
 
 static bool parse_layer(Parser *parser) {
@@ -568,41 +569,6 @@ static bool parse_group(Parser *parser) {
   return true;
 }
 
-/* --- training -------------------------------------------------------------------------------------- */
-
-static bool parse_update(Parser *parser) {
-  Graph *graph = parser->graph;
-  const Location location = parser_token(parser)->location;
-  const char *name = NULL;
-  Node *node = NULL;
-  if (!parser_expect_name(parser, "a parameter's name", &name) || !parser_expect_sign(parser, '=') ||
-      !expect_value(parser, &node))
-    return false;
-  for (size_t i = 0; i < graph->parameter_count; i++) {
-    if (strcmp(graph->parameters[i].name, name) != 0) continue;
-    graph_add_update(graph, (int32_t)i, node);
-    return true;
-  }
-  return parser_error(parser, location, "there is no parameter '%.80s'", name);
-}
-
-static bool parse_slot(Parser *parser) {
-  Graph *graph = parser->graph;
-  StateSlot slot = {0};
-  DataType dtype;
-  if (!parser_expect_name(parser, "a name", &slot.name) || !parser_expect_sign(parser, ':') ||
-      !expect_type(parser, &dtype, &slot.shape))
-    return false;
-  if (!parser_accept_word(parser, "offset")) return parser_expected(parser, "offset");
-  if (!parser_expect_integer(parser, 0, INT64_MAX, &slot.offset)) return false;
-  if (!parser_accept_word(parser, "group")) return parser_expected(parser, "group");
-  if (!parser_expect_int32(parser, &slot.group)) return false;
-  slot.decayed = parser_accept_word(parser, "decayed");
-  graph->slots = parser_grow(parser, graph->slots, graph->slot_count, sizeof *graph->slots);
-  graph->slots[graph->slot_count++] = slot;
-  return true;
-}
-
 static bool parse_memory(Parser *parser) {
   static const char *const keys[] = {"workspace_fixed", "workspace_per_batch", "prepared", "prepare_scratch"};
   Graph *graph = parser->graph;
@@ -621,71 +587,68 @@ static bool parse_memory(Parser *parser) {
   return !parser->statement_failed;
 }
 
+static bool parse_next_id(Parser *parser) {
+  int64_t next_id = 0;
+  if (!parser_expect_integer(parser, parser->graph->next_id, ID_LIMIT, &next_id)) return false;
+  parser->graph->next_id = (uint32_t)next_id;
+  return true;
+}
+
+static bool parse_run_output(Parser *parser) { return parse_output(parser, false); }
+static bool parse_hook_output(Parser *parser) { return parse_output(parser, true); }
+static bool parse_batch_blocked(Parser *parser) { return parser->graph->batch_blocked = true; }
+static bool parse_group_rows(Parser *parser) { return parser_expect_int32(parser, &parser->graph->group_rows); }
+
+static bool parse_labels(Parser *parser) {
+  return parser_expect_strings(parser, &parser->graph->labels, &parser->graph->label_count);
+}
+
+/* Statements that begin with a word: what reads the rest, or the field of the graph that an integer sets. */
+static const struct {
+  const char *word;
+  bool (*parse)(Parser *);
+  size_t field;
+  int64_t least, most;
+} statements[] = {
+    {"input", parse_input, 0, 0, 0},
+    {"parameter", parse_parameter, 0, 0, 0},
+    {"output", parse_run_output, 0, 0, 0},
+    {"hook_output", parse_hook_output, 0, 0, 0},
+    {"layer", parse_layer, 0, 0, 0},
+    {"value", parse_value_name, 0, 0, 0},
+    {"hook", parse_hook, 0, 0, 0},
+    {"group", parse_group, 0, 0, 0},
+    {"labels", parse_labels, 0, 0, 0},
+    {"next_id", parse_next_id, 0, 0, 0},
+    {"memory", parse_memory, 0, 0, 0},
+    {"gradient", parse_gradient, 0, 0, 0},
+    {"update", parser_update, 0, 0, 0},
+    {"objective", parser_objective, 0, 0, 0},
+    {"train", parser_train, 0, 0, 0},
+    {"slot", parser_slot, 0, 0, 0},
+    {"group_rows", parse_group_rows, 0, 0, 0},
+    {"batch_blocked", parse_batch_blocked, 0, 0, 0},
+    {"max_batch", NULL, offsetof(Graph, max_batch), 1, INT64_MAX},
+    {"min_batch", NULL, offsetof(Graph, min_batch), 1, INT64_MAX},
+    {"recompute", NULL, offsetof(Graph, recompute), 0, INT64_MAX},
+    {"chunk", NULL, offsetof(Graph, chunk), 0, INT32_MAX},
+    {"stretch_images", NULL, offsetof(Graph, stretch_images), 0, INT32_MAX},
+};
+enum { STATEMENT_COUNT = sizeof statements / sizeof *statements };
+
 static bool parse_statement(Parser *parser) {
-  static const char *const known[] = {"input", "parameter", "output", "hook_output", "layer",   "value",
-                                      "hook",  "group",     "labels", "max_batch",   "next_id", "memory", "gradient",
-                                      "update", "objective", "train", "slot", "group_rows", "recompute",
-                                      "min_batch", "batch_blocked", "chunk", "stretch_images"};
   const Token token = *parser_token(parser);
   if (token.kind == TOKEN_VALUE) return parse_operation(parser);
-  const char *word = NULL;
+  const char *word = NULL, *known[STATEMENT_COUNT];
   if (!parser_expect_word(parser, "a statement or '}'", &word)) return false;
-  size_t at = 0;
-  while (at < sizeof known / sizeof known[0] && strcmp(word, known[at]) != 0) at++;
-  int64_t next_id = 0;
-  switch (at) {
-    case 0:
-      return parse_input(parser);
-    case 1:
-      return parse_parameter(parser);
-    case 2:
-      return parse_output(parser, false);
-    case 3:
-      return parse_output(parser, true);
-    case 4:
-      return parse_layer(parser);
-    case 5:
-      return parse_value_name(parser);
-    case 6:
-      return parse_hook(parser);
-    case 7:
-      return parse_group(parser);
-    case 8:
-      return parser_expect_strings(parser, &parser->graph->labels, &parser->graph->label_count);
-    case 9:
-      return parser_expect_integer(parser, 1, INT64_MAX, &parser->graph->max_batch);
-    case 10:
-      if (!parser_expect_integer(parser, parser->graph->next_id, ID_LIMIT, &next_id)) return false;
-      parser->graph->next_id = (uint32_t)next_id;
-      return true;
-    case 11:
-      return parse_memory(parser);
-    case 12:
-      return parse_gradient(parser);
-    case 13:
-      return parse_update(parser);
-    case 14:
-      return parser_objective(parser);
-    case 15:
-      return parser_train(parser);
-    case 16:
-      return parse_slot(parser);
-    case 17:
-      return parser_expect_int32(parser, &parser->graph->group_rows);
-    case 18:
-      return parser_expect_integer(parser, 0, INT64_MAX, &parser->graph->recompute);
-    case 19:
-      return parser_expect_integer(parser, 1, INT64_MAX, &parser->graph->min_batch);
-    case 20:
-      return parser->graph->batch_blocked = true;
-    case 21:
-      return parser_expect_integer(parser, 0, INT32_MAX, &parser->graph->chunk);
-    case 22:
-      return parser_expect_integer(parser, 0, INT32_MAX, &parser->graph->stretch_images);
-    default:
-      break;
+  for (size_t i = 0; i < STATEMENT_COUNT; i++) {
+    known[i] = statements[i].word;
+    if (strcmp(word, known[i]) != 0) continue;
+    if (statements[i].parse != NULL) return statements[i].parse(parser);
+    int64_t *field = (int64_t *)(void *)((char *)parser->graph + statements[i].field);
+    return parser_expect_integer(parser, statements[i].least, statements[i].most, field);
   }
-  const char *near = nearest_word(word, known, sizeof known / sizeof known[0]);
+  const char *near = nearest_word(word, known, STATEMENT_COUNT);
   return parser_error(parser, token.location, "unknown statement '%.80s'%s%s%s", word, near ? "; did you mean '" : "",
                       near ? near : "", near ? "'?" : "");
 }

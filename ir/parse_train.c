@@ -1,4 +1,6 @@
-/* The statements that ask for training: what a description says of it, and a request. */
+/* The statements of training: what a description says of it, a request, and what a step changes. */
+#include <string.h>
+
 #include "parser.h"
 
 static bool accept_loss(Parser *parser, OpCode *out_loss) {
@@ -34,5 +36,38 @@ bool parser_train(Parser *parser) {
   if (parser_accept_word(parser, "memory_limit") && !parser_expect_integer(parser, 0, INT64_MAX, &train->memory_limit))
     return false;
   parser->graph->train = train;
+  return true;
+}
+
+bool parser_update(Parser *parser) {
+  Graph *graph = parser->graph;
+  const Location location = parser_token(parser)->location;
+  const char *name = NULL;
+  Node *node = NULL;
+  if (!parser_expect_name(parser, "a parameter's name", &name) || !parser_expect_sign(parser, '=') ||
+      !parser_expect_value(parser, &node))
+    return false;
+  for (size_t i = 0; i < graph->parameter_count; i++) {
+    if (strcmp(graph->parameters[i].name, name) != 0) continue;
+    graph_add_update(graph, (int32_t)i, node);
+    return true;
+  }
+  return parser_error(parser, location, "there is no parameter '%.80s'", name);
+}
+
+bool parser_slot(Parser *parser) {
+  Graph *graph = parser->graph;
+  StateSlot slot = {0};
+  DataType dtype;
+  if (!parser_expect_name(parser, "a name", &slot.name) || !parser_expect_sign(parser, ':') ||
+      !parser_expect_type(parser, &dtype, &slot.shape))
+    return false;
+  if (!parser_accept_word(parser, "offset")) return parser_expected(parser, "offset");
+  if (!parser_expect_integer(parser, 0, INT64_MAX, &slot.offset)) return false;
+  if (!parser_accept_word(parser, "group")) return parser_expected(parser, "group");
+  if (!parser_expect_int32(parser, &slot.group)) return false;
+  slot.decayed = parser_accept_word(parser, "decayed");
+  graph->slots = parser_grow(parser, graph->slots, graph->slot_count, sizeof *graph->slots);
+  graph->slots[graph->slot_count++] = slot;
   return true;
 }

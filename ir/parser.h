@@ -78,9 +78,15 @@ bool parser_expect_integers(Parser *parser, int32_t limit, bool batch, int64_t *
 bool parser_expect_exactly(Parser *parser, int32_t wanted, int64_t *out_values);
 bool parser_expect_floats(Parser *parser, FloatList *out_list);
 bool parser_expect_strings(Parser *parser, const char ***out_strings, size_t *out_count);
-/* The rest of the statements `objective` and `train`. */
+/* A value that has been defined, by name or number. */
+bool parser_expect_value(Parser *parser, Node **out_node);
+/* f32[N,8] */
+bool parser_expect_type(Parser *parser, DataType *out_dtype, Shape *out_shape);
+/* The rest of the statements `objective`, `train`, `update` and `slot`. */
 bool parser_objective(Parser *parser);
 bool parser_train(Parser *parser);
+bool parser_update(Parser *parser);
+bool parser_slot(Parser *parser);
 /* {stride=[2,2], …} of an op; the braces may be missing. */
 bool parser_attributes(Parser *parser, OpCode op, Attrs *attrs);
 
