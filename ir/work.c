@@ -127,3 +127,31 @@ int64_t work_moment_parts(const Node *node) {
   const int64_t parts = ceil_div(height, ceil_div(MOMENT_ELEMENTS, width));
   return ceil_div(height, moment_rows(height, parts)); /* rounding the rows up may have made the last one empty */
 }
+
+bool work_weights_first(const Shape *weights, int64_t l2_bytes) {
+  int64_t count = 1;
+  for (int32_t d = 0; d < weights->rank; d++) count *= weights->dims[d];
+  return count * 4 > l2_bytes / 4;
+}
+
+bool work_by_image(const Node *node, int64_t l2_bytes) {
+  switch (node->op) {
+    case OP_CONV2D:
+    case OP_CONV_TRANSPOSE2D:
+    case OP_LINEAR:
+    case OP_MATMUL:
+      return !work_weights_first(&node->inputs[1]->shape, l2_bytes);
+    case OP_CONVERT:
+    case OP_MAX_POOL2D:
+    case OP_AVG_POOL2D:
+    case OP_ADAPTIVE_AVG_POOL2D:
+    case OP_ADAPTIVE_MAX_POOL2D:
+    case OP_MAX_POOL2D_GRAD:
+    case OP_AVG_POOL2D_GRAD:
+    case OP_ADAPTIVE_AVG_POOL2D_GRAD:
+    case OP_ADAPTIVE_MAX_POOL2D_GRAD:
+      return true;
+    default: /* batch norm's items are channels, those of others are not known */
+      return op_is_elementwise(node->op);
+  }
+}

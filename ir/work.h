@@ -9,6 +9,13 @@
  * layouts and choices. */
 int64_t work_parts(const Node *node);
 
+/* Whether the weights of a batch-blocked product fill so much of the second-level cache that its kernel uses each part
+ * for all images before the next one: its items then do not follow each other image by image. */
+bool work_weights_first(const Shape *weights, int64_t l2_bytes);
+/* Whether the items of a batch-blocked kernel are those of the first images, then those of the next ones. Requires
+ * layouts. */
+bool work_by_image(const Node *node, int64_t l2_bytes);
+
 /* Parts of the plane_moments that the kernel of `node` can leave besides; 0: it cannot. Requires layouts. */
 int64_t work_moment_parts(const Node *node);
 /* Rows of each part of a plane but the last one, which may have fewer. */

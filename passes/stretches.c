@@ -1,6 +1,6 @@
 /* stretches: which kernels of a training step take a large batch some images at a time.
  *
- *   %1 = batch_norm %c … : f32[N,8,14,14]           → … stretch 1
+ *   %1 = relu %c : f32[N,8,14,14]                   → … stretch 1
  *   %y = conv2d %1, %w … : f32[N,16,7,7]            → … stretch 1
  *
  * Walking a large batch kernel by kernel, each value has left the second-level cache before its reader begins. A
@@ -17,16 +17,16 @@
 #include "base/checked.h"
 #include "passes.h"
 #include "rewrite.h"
+#include "work.h"
 
-/* Kernels. Two are slower so than apart: batch 512 of a small network with batch norm by 2 %, measured on a Xeon; networks
- * without are faster by 2 to 4 %. */
+/* Kernels. Small networks are faster so by 2 to 4 % at batch 512, measured on a Xeon: two kernels gain less than that. */
 enum { STRETCH_LEAST = 3, STRETCH_MOST = 8 /* see codegen/cpu/entry.ll */ };
 
-/* Whether an image's part of the value depends on the same image of other values with a batch only. Batch norm's gradient
- * does, given the sums that it needs. */
-static bool is_image_wise(const Node *node) {
-  return shape_batched(&node->shape) && (!node_joins_images(node) || node->op == OP_BATCH_NORM_GRAD_INPUT) &&
-         node->layout.kind == LAYOUT_BATCH_BLOCK;
+/* Whether an image's part of the value depends on the same image of other values with a batch only, and the kernel's items
+ * are those of the first images, then those of the next ones. */
+static bool is_image_wise(const Node *node, const Target *target) {
+  return shape_batched(&node->shape) && !node_joins_images(node) && node->layout.kind == LAYOUT_BATCH_BLOCK &&
+         work_by_image(node, target->l2_bytes);
 }
 
 static bool reads(const Node *node, const Node *value) {
@@ -40,12 +40,12 @@ static bool reads(const Node *node, const Node *value) {
 
 /* Gradients of filters move behind the gradient of the image that follows. What moves is read later only, and nothing is
  * written in place that it reads. */
-static void move_filter_gradients(Graph *graph) {
+static void move_filter_gradients(Graph *graph, const Target *target) {
   for (size_t i = 1; i + 1 < graph->node_count; i++) {
     Node *before = graph->nodes[i - 1], *node = graph->nodes[i], *after = graph->nodes[i + 1];
     if (node->op != OP_CONV2D_GRAD_WEIGHT && node->op != OP_LINEAR_GRAD_WEIGHT) continue;
-    if ((node->alias && !node->placed) || node->hosted || after->alias || after->hosted || !is_image_wise(before) ||
-        !is_image_wise(after) || !reads(after, before) || reads(after, node))
+    if ((node->alias && !node->placed) || node->hosted || after->alias || after->hosted || !is_image_wise(before, target) ||
+        !is_image_wise(after, target) || !reads(after, before) || reads(after, node))
       continue;
     graph->nodes[i] = after, graph->nodes[i + 1] = node;
   }
@@ -65,12 +65,12 @@ typedef struct Stretch {
   double image; /* bytes */
 } Stretch;
 
-static Stretch find_stretch(const Graph *graph, const bool *prepared, size_t first) {
+static Stretch find_stretch(const Graph *graph, const Target *target, const bool *prepared, size_t first) {
   Stretch stretch = {first, first, 0, 0};
   for (size_t i = first; i < graph->node_count && stretch.kernels < STRETCH_MOST; i++) {
     const Node *node = graph->nodes[i];
     if (!node_has_kernel(node)) continue;
-    if (prepared[node->id] || !is_image_wise(node)) break;
+    if (prepared[node->id] || !is_image_wise(node, target)) break;
     stretch.end = i + 1;
     stretch.kernels++;
     stretch.image += image_bytes(node);
@@ -94,11 +94,11 @@ bool pass_stretches(Graph *graph, const PassOptions *options, Diag *diag) {
   if (!target || target->image_layout == LAYOUT_CHANNEL_LAST || target->l2_bytes <= 0 || !graph_fixes_batch(graph))
     return true;
   const bool *prepared = mark_prepare_phase(graph, options->scratch);
-  move_filter_gradients(graph);
+  move_filter_gradients(graph, target);
   uint32_t number = 0;
   int64_t fewest = INT64_MAX;
   for (size_t i = 0; i < graph->node_count;) {
-    const Stretch stretch = find_stretch(graph, prepared, i);
+    const Stretch stretch = find_stretch(graph, target, prepared, i);
     const bool stays = stretch.image * (double)graph->max_batch < (double)target->l2_bytes / 2;
     if (stretch.kernels < STRETCH_LEAST || stays) {
       i = stretch.end > i ? stretch.end : i + 1;

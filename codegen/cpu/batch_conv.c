@@ -13,6 +13,7 @@
 
 #include "base/checked.h"
 #include "wide.h"
+#include "work.h"
 
 enum { MAX_TAP_COLUMNS = 64, MIN_UNITS = 8 /* of a block, for balance between threads */ };
 
@@ -191,10 +192,7 @@ static void add_tap_row(const Nest *nest, const TapAxis *axis, const Tile *tile,
 /* Whether the weights pass through the second-level cache rather than stay there: then all blocks of images use a
  * tile's before the next ones are fetched. */
 static bool weights_are_large(const Nest *nest) {
-  const Shape *shape = &nest->kernel->inputs[1].shape;
-  int64_t count = 1;
-  for (int32_t d = 0; d < shape->rank; d++) count *= shape->dims[d];
-  return count * 4 > nest->emit->target->l2_bytes / 4;
+  return work_weights_first(&nest->kernel->inputs[1].shape, nest->emit->target->l2_bytes);
 }
 
 /* The numbers of a tile lie together, but far from those of the next channel: too far for the processor to guess. */
