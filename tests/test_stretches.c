@@ -144,6 +144,33 @@ static void test_results(void **state) {
   kiln_model_destroy(model);
 }
 
+/* Wide layers use their weights for all images before the next ones, and batch norm's items are channels: these kernels
+ * are in no stretch. */
+static void test_wide_layers(void **state) {
+  static const int64_t dims[] = {-1, 3, 64, 64};
+  enum { BATCH = 32, INPUT = BATCH * 3 * 64 * 64 };
+  Fixture *fixture = *state;
+  kiln_shape shape = {.input = "image", .rank = 4};
+  memcpy(shape.dims, dims, sizeof dims);
+  const kiln_model_options options = {.shapes = &shape, .shape_count = 1};
+  kiln_model *model = NULL;
+  CHECK(kiln_model_load(NULL, KILN_SOURCE_DIR "/examples/resnet18.json", &options, &model, &error));
+  CHECK(kiln_model_init_weights(model, 3, &error));
+  assert_true(INPUT <= MAX_BATCH * PIXELS);
+  const Data *data = make_data(fixture);
+  Result results[2];
+  for (int i = 0; i < 2; i++) {
+    const kiln_compile_options compile = {
+        .max_batch = BATCH, .threads = 2, .disabled_passes = i == 0 ? NULL : "stretches"};
+    kiln_executable *step = NULL;
+    CHECK(kiln_compile_training(model, NULL, &compile, &step, &error));
+    results[i] = train(fixture, step, model, data, BATCH, 2, false);
+    kiln_executable_destroy(step);
+  }
+  check_same(&results[0], &results[1], BATCH, 2, "resnet18");
+  kiln_model_destroy(model);
+}
+
 /* Sums over the batch end a stretch, and two kernels are none. */
 static void test_batch_norm_has_none(void **state) {
   (void)state;
@@ -160,6 +187,7 @@ static void test_batch_norm_has_none(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       fixture_test(test_results),
+      fixture_test(test_wide_layers),
       fixture_test(test_batch_norm_has_none),
   };
   return cmocka_run_group_tests_name("stretches", tests, NULL, NULL);
