@@ -34,8 +34,6 @@
 #include "conv_tiles.h"
 #include "ride.h"
 
-enum { TILE_REGISTERS = 8 };
-
 bool conv_uses_tiles(const PlanKernel *kernel) {
   return kernel->choice.algorithm == ALGORITHM_TILES || layout_parts(kernel->output.layout) > 0;
 }
@@ -333,7 +331,7 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   const ConvShape *shape = &conv->shape;
   const int64_t sums = 2 * conv->tiles * TILE_FLOATS, split = conv->parts * conv->part;
   *out_work = work_per_image(shape->images, conv->chunks * conv->panels);
-  out_work->scratch_bytes = (sums + split + (conv->whole ? whole_scratch(conv) : 0)) * (int64_t)sizeof(float);
+  out_work->scratch_bytes = (sums + split + (conv->whole ? whole_scratch() : 0)) * (int64_t)sizeof(float);
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, shape->out_width);
   conv->sums = emit->scratch;
   conv->split = emit_address(emit, emit->scratch, emit_int(emit, sums));
@@ -341,7 +339,7 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   configure_tiles(emit);
   Value known = emit_variable(emit, emit->i64, "known_rows");
   emit_set(emit, known, emit_int(emit, -1));
-  conv->taps_done = emit_variable(emit, emit->i64, "taps_done");
+  conv->turns_done = emit_variable(emit, emit->i64, "turns_done");
   if (conv->whole) begin_whole(conv);
 
   EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");

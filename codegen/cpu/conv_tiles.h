@@ -10,7 +10,8 @@ enum {
   ROW_BYTES = 64,
   TILE_BYTES = TILE * ROW_BYTES,
   TILE_FLOATS = TILE * TILE, /* elements of f32 that take as much memory as a tile */
-  PARTS_MAX = 3
+  PARTS_MAX = 3,
+  TILE_REGISTERS = 8
 };
 
 typedef struct TileConv {
@@ -29,7 +30,7 @@ typedef struct TileConv {
   int64_t block, part;   /* elements of a block of 32 channels of the split input, and of a part of all of them */
   Value split, sums;     /* addresses: of the split input, of the sums, [block of 16 filters][tile][16][16] */
   Value filters;         /* whole: memory for the split filters of some taps in turns */
-  Value taps_done;       /* whole: variable, of the taps that were split since the kernel's begin, but for the first */
+  Value turns_done;       /* whole: variable, of the turns since the kernel's begin, see conv_tiles_whole.c */
 } TileConv;
 
 void tile_load(Emit *emit, int number, Value address, int64_t row_bytes);
@@ -51,7 +52,7 @@ void multiply_whole(const TileConv *conv, Value panel);
 /* Most tiles of an item with whole filters. */
 enum { WHOLE_TILES = 12 };
 /* Elements of scratch memory for split filters. */
-int64_t whole_scratch(const TileConv *conv);
+int64_t whole_scratch(void);
 /* Before the first item: splits its filters' first tap. */
 void begin_whole(const TileConv *conv);
 

@@ -2,22 +2,23 @@
  *
  * Up to four tiles of outputs and one of a panel's blocks are computed together, and their sums stay in registers for all
  * input channels. So filters are used once, or few times, and reading them is what takes the time: 4 bytes of f32 rather
- * than 6 of its parts. They are split a tap ahead into scratch memory, by vector instructions, which run beside the tile
- * products. Of up to four tiles that memory holds two taps, in the first-level cache; of more, which are computed one
- * after the other, all of a block, so that the first ones split for all.
+ * than 6 of its parts. They are split two taps ahead into a ring in the first-level cache, by vector instructions, which
+ * run beside the tile products. More tiles take several passes, and each splits the filters again: what is kept for the
+ * next pass goes to the second-level cache, where stores of all parts take longer than splitting does.
  *
- * Filters [K/16][C/32][R][S] are read from begin to end, and split a tap ahead also where a block, a panel or an item
- * ends: after the last one of all, the first ones are split, which is of use when the next item is of another image. */
+ * Filters [K/16][C/32][R][S] are split ahead also where a pass, a block, a panel or an item ends: after the last turn of
+ * all comes the first one, which is of use when the next item is of another image. */
 #include "base/checked.h"
 #include "conv_tiles.h"
 
 enum {
   PARTS = 3,
-  WIDTH = 4,                /* tiles that are computed together, at most */
-  TAP = 2 * TILE_FLOATS,    /* elements of a tap's filters in f32 */
+  WIDTH = 4,                   /* tiles that are computed together, at most */
+  TURNS_AHEAD = 2,             /* that filters are split before they are used */
+  KEPT = 4,                    /* turns whose split filters are kept */
+  TAP = 2 * TILE_FLOATS,       /* elements of a tap's filters in f32 */
   SPLIT = PARTS * TILE_FLOATS, /* … and split */
-  LINES = TAP / TILE,
-  AHEAD = 16 * TAP /* elements that filters are fetched before they are split */
+  AHEAD = 16 * TAP             /* elements that filters are fetched before they are split */
 };
 
 /* Two channels of 16 filters to a row of each part, cut off rather than rounded: that takes fewer instructions, and the
@@ -52,61 +53,85 @@ static Value tap_filters(const TileConv *conv, Value number) {
   return emit_address(emit, emit->inputs[1], offset);
 }
 
-/* Tiles of outputs are computed in so many passes. */
+/* Taps of a block. */
+static int64_t block_taps(const TileConv *conv) { return conv->steps * conv->taps; }
+
+/* Tiles of outputs are computed in so many passes, all of a block's taps in each. */
 static int64_t pass_count(const TileConv *conv) { return ceil_div(conv->tiles, WIDTH); }
 
-/* Taps whose split filters are kept: a block's and the next one's first, or the one that is used and the next one. */
-static int64_t kept_taps(const TileConv *conv) { return pass_count(conv) > 1 ? conv->steps * conv->taps + 1 : 2; }
+/* Tiles of a pass; the last one has what is left. */
+static int64_t pass_width(const TileConv *conv) { return ceil_div(conv->tiles, pass_count(conv)); }
 
-int64_t whole_scratch(const TileConv *conv) { return kept_taps(conv) * SPLIT; }
+/* Turns are the taps of all passes of all blocks, in the order in which they are computed. */
+static int64_t block_turns(const TileConv *conv) { return pass_count(conv) * block_taps(conv); }
 
-/* Where the filters of a tap are when they are split; `count`: taps split before. */
+/* Filters of a turn; after the last one comes the first one again. */
+static Value turn_filters(const TileConv *conv, Value turn) {
+  Emit *emit = conv->emit;
+  turn = emit_mod_int(emit, turn, 2 * conv->panels * block_turns(conv));
+  Value block = emit_div_int(emit, turn, block_turns(conv)), tap = emit_mod_int(emit, turn, block_taps(conv));
+  return tap_filters(conv, emit_add(emit, emit_mul_int(emit, block, block_taps(conv)), tap));
+}
+
+int64_t whole_scratch(void) { return KEPT * SPLIT; }
+
+/* Where the filters of a turn are when they are split; `count`: turns before it. */
 static Value split_filters(const TileConv *conv, Value count) {
   Emit *emit = conv->emit;
-  return emit_address(emit, conv->filters, emit_mul_int(emit, emit_mod_int(emit, count, kept_taps(conv)), SPLIT));
+  return emit_address(emit, conv->filters, emit_mul_int(emit, emit_mod_int(emit, count, KEPT), SPLIT));
 }
 
 void begin_whole(const TileConv *conv) {
   Emit *emit = conv->emit;
   Value panel = emit_mod_int(emit, emit->begin, conv->panels);
-  Value source = tap_filters(conv, emit_mul_int(emit, panel, 2 * conv->steps * conv->taps));
+  EmitLoop turn = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, TURNS_AHEAD), 1, "filter_turn");
+  Value first = emit_mul_int(emit, panel, 2 * block_turns(conv));
+  Value source = turn_filters(conv, emit_add(emit, first, turn.index)), parts = split_filters(conv, turn.index);
   EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, TILE), 1, "filter_row");
   split_row(conv, emit_address(emit, source, emit_mul_int(emit, row.index, 2 * TILE)),
-            emit_address(emit, conv->filters, emit_mul_int(emit, row.index, TILE)), 0);
+            emit_address(emit, parts, emit_mul_int(emit, row.index, TILE)), 0);
   emit_loop_end(emit, &row);
-  emit_set(emit, conv->taps_done, emit_int(emit, 0));
+  emit_loop_end(emit, &turn);
+  emit_set(emit, conv->turns_done, emit_int(emit, 0));
 }
 
-/* One tap of 32 channels. Registers: 0 to 3 the sums, 4 the filters, 5 to 7 the pixels. Rows of the filters that follow
- * are split, and lines of those behind them fetched, some after every product; not when `source` is NULL. */
-static void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value filters, Value source, Value next) {
+/* What is done beside the products of a turn, some after every product: filters are split from `source` to `parts`, and
+ * lines from `fetched` on asked for. */
+typedef struct Beside {
+  Value source, parts, fetched;
+  int64_t lines;
+} Beside;
+
+/* One tap of 32 channels. Registers: first the sums, one per tile of outputs, then the filters, then the pixels. */
+static void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value filters, const Beside *beside) {
   Emit *emit = conv->emit;
   const int64_t stride = conv->shape.stride_width * ROW_BYTES, products = PARTS * (PARTS + 1) / 2 * width;
+  const int filter = width, pixel = width + 1;
   int64_t done = 0, split = 0, fetched = 0;
   for (int right = 0; right < PARTS; right++) {
-    tile_load(emit, 4, emit_address(emit, filters, emit_int(emit, right * TILE_FLOATS)), ROW_BYTES);
+    tile_load(emit, filter, emit_address(emit, filters, emit_int(emit, right * TILE_FLOATS)), ROW_BYTES);
     for (int left = 0; left + right < PARTS; left++) {
       for (int i = 0; i < width; i++) {
-        const int pixel = 5 + (int)(done++ % 3);
-        tile_load(emit, pixel, emit_address(emit, pixels[i], emit_int(emit, left * conv->part)), stride);
-        tile_multiply_add(emit, i, pixel, 4);
-        for (; source && split < TILE * done / products; split++) split_row(conv, source, next, split);
-        for (; source && fetched < LINES * done / products; fetched++)
-          emit_prefetch_line(emit, source, emit_int(emit, AHEAD + fetched * TILE), false);
+        const int turn = pixel + (int)(done++ % (TILE_REGISTERS - pixel));
+        tile_load(emit, turn, emit_address(emit, pixels[i], emit_int(emit, left * conv->part)), stride);
+        tile_multiply_add(emit, i, turn, filter);
+        for (; split < TILE * done / products; split++) split_row(conv, beside->source, beside->parts, split);
+        for (; fetched < beside->lines * done / products; fetched++)
+          emit_prefetch_line(emit, beside->fetched, emit_int(emit, fetched * TILE), false);
       }
     }
   }
 }
 
-/* All products of a block of filters, whose first tap is number `begin`, with `width` tiles from number `first` on: the
- * last one again where there are not as many. `before`: taps split before the block's; `splits`: these are split now. */
-static void multiply_pass(const TileConv *conv, bool splits, int width, Value block, Value begin, Value before,
-                          Value first) {
+/* All products of a block of filters with `width` tiles. Filters are fetched a block ahead in even steps where there are
+ * several passes. */
+static void multiply_pass(const TileConv *conv, int width, Value panel, Value block, Value pass) {
   Emit *emit = conv->emit;
-  const int64_t taps = conv->steps * conv->taps;
-  Value place[WIDTH], pixels[WIDTH], sums[WIDTH];
+  const int64_t taps = block_taps(conv), passes = pass_count(conv), lines = ceil_div(TAP / TILE, passes);
+  Value number = emit_add(emit, emit_mul_int(emit, panel, 2), block);
+  Value before = emit_get(emit, emit->i64, conv->turns_done), place[WIDTH], pixels[WIDTH], sums[WIDTH];
   for (int i = 0; i < width; i++) {
-    Value tile = emit_min(emit, emit_add_int(emit, first, i), emit_int(emit, conv->tiles - 1));
+    Value tile = emit_add_int(emit, emit_mul_int(emit, pass, pass_width(conv)), i);
     place[i] = emit_address(emit, conv->split, tile_place(conv, tile));
     sums[i] = tile_sums(conv, block, tile);
     tile_zero(emit, i);
@@ -118,33 +143,29 @@ static void multiply_pass(const TileConv *conv, bool splits, int width, Value bl
   tap = emit_add(emit, emit_mul_int(emit, step.index, conv->taps), tap);
   Value distance = emit_add(emit, tap_distance(conv, r.index, s.index), emit_mul_int(emit, step.index, conv->block));
   for (int i = 0; i < width; i++) pixels[i] = emit_address(emit, place[i], distance);
-  Value count = emit_add(emit, before, tap), source = NULL, parts = NULL;
-  if (splits) {
-    Value next = emit_add_int(emit, emit_add(emit, begin, tap), 1);
-    next = emit_select(emit, emit_equal(emit, next, emit_int(emit, 2 * conv->panels * taps)), emit_int(emit, 0), next);
-    source = tap_filters(conv, next);
-    parts = split_filters(conv, emit_add_int(emit, count, 1));
-  }
-  multiply_tap(conv, pixels, width, split_filters(conv, count), source, parts);
+  Value count = emit_add(emit, before, tap), turn = emit_add(emit, emit_mul_int(emit, pass, taps), tap);
+  Value next = emit_add(emit, emit_mul_int(emit, number, block_turns(conv)), emit_add_int(emit, turn, TURNS_AHEAD));
+  Value fetched = emit_add_int(emit, emit_mul_int(emit, turn, lines * TILE), passes > 1 ? taps * TAP : AHEAD);
+  const Beside beside = {.source = turn_filters(conv, next),
+                         .parts = split_filters(conv, emit_add_int(emit, count, TURNS_AHEAD)),
+                         .fetched = emit_address(emit, tap_filters(conv, emit_mul_int(emit, number, taps)), fetched),
+                         .lines = lines};
+  multiply_tap(conv, pixels, width, split_filters(conv, count), &beside);
   emit_loop_end(emit, &s);
   emit_loop_end(emit, &r);
   emit_loop_end(emit, &step);
   for (int i = 0; i < width; i++) tile_store(emit, i, sums[i]);
+  emit_set(emit, conv->turns_done, emit_add_int(emit, before, taps));
 }
 
 void multiply_whole(const TileConv *conv, Value panel) {
   Emit *emit = conv->emit;
-  const int64_t passes = pass_count(conv), taps = conv->steps * conv->taps;
-  const int width = (int)ceil_div(conv->tiles, passes);
+  const int64_t passes = pass_count(conv), width = pass_width(conv), left = conv->tiles - (passes - 1) * width;
+  const int64_t alike = left == width ? passes : passes - 1;
   EmitLoop block = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, 2), 1, "block");
-  Value number = emit_add(emit, emit_mul_int(emit, panel, 2), block.index), begin = emit_mul_int(emit, number, taps);
-  Value before = emit_get(emit, emit->i64, conv->taps_done);
-  multiply_pass(conv, true, width, block.index, begin, before, emit_int(emit, 0));
-  if (passes > 1) {
-    EmitLoop pass = emit_loop_outer(emit, emit_int(emit, 1), emit_int(emit, passes), 1, "pass");
-    multiply_pass(conv, false, width, block.index, begin, before, emit_mul_int(emit, pass.index, width));
-    emit_loop_end(emit, &pass);
-  }
-  emit_set(emit, conv->taps_done, emit_add_int(emit, before, taps));
+  EmitLoop pass = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, alike), 1, "pass");
+  multiply_pass(conv, (int)width, panel, block.index, pass.index);
+  emit_loop_end(emit, &pass);
+  if (alike < passes) multiply_pass(conv, (int)left, panel, block.index, emit_int(emit, alike));
   emit_loop_end(emit, &block);
 }
