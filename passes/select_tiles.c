@@ -25,13 +25,21 @@ static double bytes_of(const Shape *filter, double per_number) {
   return (double)(filter->dims[0] * filter->dims[1] * filter->dims[2] * filter->dims[3]) * per_number;
 }
 
-/* Of an image's outputs: a tile goes on in the next row with stride 1, see codegen/cpu/conv_tiles.c. */
+/* Of an image's outputs: a tile goes on in the next row, see codegen/cpu/conv_tiles.c. */
 static int64_t tiles_of(const Node *node) {
-  const int64_t *out = node->shape.dims, *stride = node->attrs.stride.values;
-  const int64_t columns =
-      (out[3] - 1) * stride[1] + (node->inputs[1]->shape.dims[3] - 1) * node->attrs.dilation.values[1] + 1;
+  const int64_t *out = node->shape.dims, *taps = node->inputs[1]->shape.dims + 2;
+  const int64_t columns = out[3] + (taps[1] - 1) * node->attrs.dilation.values[1] / node->attrs.stride.values[1];
   const int64_t rows = out[2] * ceil_div(out[3], LANES), flowing = ceil_div(out[2] * columns, LANES);
-  return stride[0] == 1 && stride[1] == 1 && flowing < rows ? flowing : rows;
+  return flowing < rows ? flowing : rows;
+}
+
+/* Pixels of the input that are split: of a single tap no more than outputs. */
+static int64_t split_pixels(const Node *node) {
+  const int64_t *out = node->shape.dims, *taps = node->inputs[1]->shape.dims + 2;
+  int64_t pixels = out[2] * out[3];
+  for (int i = 0; i < 2; i++)
+    pixels *= taps[i] < node->attrs.stride.values[i] ? taps[i] : node->attrs.stride.values[i];
+  return pixels;
 }
 
 Layout tiles_filter_layout(const Node *node, Precision precision) {
@@ -71,7 +79,7 @@ KernelChoice tiles_choice(const Node *node, const PassOptions *options) {
 double tiles_cost(const Node *node, Precision precision, double bytes_per_cycle, double (*exposed)(double, double)) {
   enum { PAIR_SUMS = 1000, SPLIT_PART = 16, OPERAND_BYTES_PER_CYCLE = 25 };
   static const double busy = 0.8; /* share of the time that tile products take, of several taps */
-  const Shape *in = &node->inputs[0]->shape, *filter = &node->inputs[1]->shape;
+  const Shape *filter = &node->inputs[1]->shape;
   const int32_t parts = parts_of(node, precision);
   const bool whole = tiles_filter_layout(node, precision).kind == LAYOUT_FILTER_TILES;
   const double taps = (double)(filter->dims[2] * filter->dims[3]), steps = (double)filter->dims[1] / CHANNELS;
@@ -81,6 +89,6 @@ double tiles_cost(const Node *node, Precision precision, double bytes_per_cycle,
   const double operands = parts * 64.0 * CHANNELS * (taps > 1 ? 1 : 2) / OPERAND_BYTES_PER_CYCLE;
   const double computing = pairs * steps * taps * panels * fmax(products, operands);
   const double reading = bytes_of(filter, whole ? 4 : 2 * parts) / bytes_per_cycle;
-  const double split = (double)(in->dims[2] * in->dims[3]) * steps * parts * SPLIT_PART;
+  const double split = (double)split_pixels(node) * steps * parts * SPLIT_PART;
   return computing + split + pairs * panels * PAIR_SUMS + exposed(reading, computing);
 }

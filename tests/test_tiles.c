@@ -53,6 +53,12 @@ static const TilesCase cases[] = {
     {64, 32, 30, 30, 3, 1, .stride = 2, .padding = {2, 0, 0, 1}, .relu = true},
     {32, 64, 14, 14, 3, 1, .bias = true},
     {64, 64, 1, 1, 3, 3, .padding = SAME},
+    {64, 32, 7, 9, 3, 3, .padding = SAME, .bias = true},
+    {32, 64, 12, 11, 3, 1, .padding = SAME, .bias = true, .relu = true},
+    {32, 32, 23, 22, 3, 3, .stride = 2, .padding = SAME, .bias = true},
+    {32, 32, 20, 31, 5, 1, .stride = 3, .padding = TWO},
+    {32, 32, 20, 31, 3, 1, .stride = 3, .dilation = 2, .padding = TWO, .bias = true},
+    {32, 64, 22, 22, 2, 1, .stride = 4, .bias = true},
     {64, 96, 9, 13, 3, 1, .padding = SAME, .bias = true, .relu = true, .then = 32},
     {32, 64, 14, 14, 1, 3, .residual = true, .relu = true, .then = 64},
 };

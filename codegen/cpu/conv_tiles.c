@@ -21,10 +21,12 @@
  * [N][C/16][H][W][16] with the padding as halo.
  *
  * An item is a panel of 32 output channels of some rows of an image. The input of these rows is split first, into
- * scratch memory, [part][C/32][row][column][32], unless the item before was of the same rows. A tile of 16 outputs
- * times 16 channels then takes its left operand from 16 neighbouring pixels. Outputs are numbered row by row, `pitch`
- * to a row: either as many as the padded input has columns, so that with stride 1 a tile goes on in the next row and
- * the few outputs between rows are computed for nothing; or a multiple of 16. How the products are taken is told in
+ * scratch memory, [part][C/32][phase][row][column][32], unless the item before was of the same rows. The input of a tap
+ * is every stride-th row and column of the image from the tap's on; what taps have in common is a phase: with stride 2
+ * the even and odd rows and columns, with stride 1 there is one. So all outputs of a tap are neighbours, whatever the
+ * stride, and a tile of 16 outputs times 16 channels takes its left operand from 16 neighbouring pixels. Outputs are
+ * numbered row by row, `pitch` to a row: either as many as a phase has columns, so that a tile goes on in the next row
+ * and the few outputs between rows are computed for nothing; or a multiple of 16. How the products are taken is told in
  * conv_tiles_split.c and conv_tiles_whole.c.
  *
  * Every output adds its products in the same order, so that results do not depend on how items are divided. */
@@ -189,31 +191,56 @@ bool cpu_convert_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
 
 /* --- input ------------------------------------------------------------------------------------------- */
 
-/* The input of `count` output rows from `first` on. */
-static void split_input(const TileConv *conv, Value image, Value first, Value count) {
+/* Taps of a dimension have so many phases, and tap `tap` is of phase `tap` modulo that. */
+static int64_t phase_count(int64_t taps, int64_t stride, int64_t dilation) {
+  int64_t phases = 1;
+  while (phases * dilation % stride != 0) phases++;
+  return phases < taps ? phases : taps;
+}
+
+/* The last tap of a phase. */
+static int64_t last_tap(int64_t taps, int64_t phases, int64_t phase) { return phase + (taps - 1 - phase) / phases * phases; }
+
+/* A phase of the input of `count` output rows, whose first pixel is at `corner`, for `step` of the input channels. */
+static void split_phase(const TileConv *conv, const int64_t phase[2], Value corner, Value count, Value step) {
   Emit *emit = conv->emit;
   const ConvShape *shape = &conv->shape;
   const Storage *in = &conv->input->storage;
-  int64_t below = (shape->kernel_height - 1) * shape->dilation_height + 1 - shape->stride_height;
-  Value rows = emit_add_int(emit, emit_mul_int(emit, count, shape->stride_height), below);
-  Value corner = emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]),
-                              in->origin - shape->pad_top * in->stride[2] - shape->pad_left * in->stride[3]);
-  corner = emit_add(emit, corner, emit_mul_int(emit, first, shape->stride_height * in->stride[2]));
-  EmitLoop step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->steps), 1, "input_step");
-  EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), rows, 1, "input_row");
-  Value from = emit_add(emit, emit_add(emit, corner, emit_mul_int(emit, step.index, 2 * in->stride[1])),
-                        emit_mul_int(emit, row.index, in->stride[2]));
-  Value to =
-      emit_add(emit, emit_mul_int(emit, step.index, conv->block), emit_mul_int(emit, row.index, conv->columns * TILE));
-  EmitLoop column = emit_loop_count(emit, conv->columns, 1, "input_column");
-  Value pixel = emit_add(emit, from, emit_mul_int(emit, column.index, in->stride[3]));
-  Value place = emit_add(emit, to, emit_mul_int(emit, column.index, TILE)), words[PARTS_MAX];
+  const int64_t below = last_tap(shape->kernel_height, conv->phases[0], phase[0]) * shape->dilation_height,
+                right = last_tap(shape->kernel_width, conv->phases[1], phase[1]) * shape->dilation_width;
+  const int64_t from_row = phase[0] * shape->dilation_height % shape->stride_height,
+                from_column = phase[1] * shape->dilation_width % shape->stride_width;
+  const int64_t plane = (phase[0] * conv->phases[1] + phase[1]) * conv->plane;
+  EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), emit_add_int(emit, count, below / shape->stride_height), 1,
+                                 "input_row");
+  Value from = emit_add_int(emit, emit_add(emit, corner, emit_mul_int(emit, step, 2 * in->stride[1])),
+                            from_row * in->stride[2] + from_column * in->stride[3]);
+  from = emit_add(emit, from, emit_mul_int(emit, row.index, shape->stride_height * in->stride[2]));
+  Value to = emit_add(emit, emit_mul_int(emit, step, conv->block), emit_mul_int(emit, row.index, conv->columns * TILE));
+  EmitLoop column = emit_loop_count(emit, shape->out_width + right / shape->stride_width, 1, "input_column");
+  Value pixel = emit_add(emit, from, emit_mul_int(emit, column.index, shape->stride_width * in->stride[3]));
+  Value place = emit_add_int(emit, emit_add(emit, to, emit_mul_int(emit, column.index, TILE)), plane * TILE);
+  Value words[PARTS_MAX];
   split(emit, conv->parts, emit_load(emit, emit->inputs[0], pixel, TILE),
         emit_load(emit, emit->inputs[0], emit_add_int(emit, pixel, in->stride[1]), TILE), words);
   for (int32_t part = 0; part < conv->parts; part++)
     store_words(emit, conv->split, emit_add_int(emit, place, part * conv->part), words[part]);
   emit_loop_end(emit, &column);
   emit_loop_end(emit, &row);
+}
+
+/* The input of `count` output rows from `first` on. */
+static void split_input(const TileConv *conv, Value image, Value first, Value count) {
+  Emit *emit = conv->emit;
+  const ConvShape *shape = &conv->shape;
+  const Storage *in = &conv->input->storage;
+  Value corner = emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]),
+                              in->origin - shape->pad_top * in->stride[2] - shape->pad_left * in->stride[3]);
+  corner = emit_add(emit, corner, emit_mul_int(emit, first, shape->stride_height * in->stride[2]));
+  EmitLoop step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->steps), 1, "input_step");
+  for (int64_t i = 0; i < conv->phases[0]; i++)
+    for (int64_t j = 0; j < conv->phases[1]; j++)
+      split_phase(conv, (const int64_t[2]){i, j}, corner, count, step.index);
   emit_loop_end(emit, &step);
 }
 
@@ -223,15 +250,24 @@ Value tile_place(const TileConv *conv, Value tile) {
   Emit *emit = conv->emit;
   if (conv->flows) return emit_mul_int(emit, tile, TILE * TILE);
   int64_t of_row = conv->pitch / TILE;
-  Value row = emit_mul_int(emit, emit_div_int(emit, tile, of_row), conv->shape.stride_height * conv->columns * TILE);
-  return emit_add(emit, row,
-                  emit_mul_int(emit, emit_mod_int(emit, tile, of_row), conv->shape.stride_width * TILE * TILE));
+  Value row = emit_mul_int(emit, emit_div_int(emit, tile, of_row), conv->columns * TILE);
+  return emit_add(emit, row, emit_mul_int(emit, emit_mod_int(emit, tile, of_row), TILE * TILE));
+}
+
+/* Pixels from a phase's first one to a tap's. */
+static Value tap_pixels(Emit *emit, Value tap, int64_t dilation, int64_t stride) {
+  return emit_div_int(emit, emit_mul_int(emit, tap, dilation), stride);
 }
 
 Value tap_distance(const TileConv *conv, Value tap_row, Value tap_column) {
   Emit *emit = conv->emit;
-  return emit_add(emit, emit_mul_int(emit, tap_row, conv->shape.dilation_height * conv->columns * TILE),
-                  emit_mul_int(emit, tap_column, conv->shape.dilation_width * TILE));
+  const ConvShape *shape = &conv->shape;
+  Value phase = emit_add(emit, emit_mul_int(emit, emit_mod_int(emit, tap_row, conv->phases[0]), conv->phases[1]),
+                         emit_mod_int(emit, tap_column, conv->phases[1]));
+  Value row = tap_pixels(emit, tap_row, shape->dilation_height, shape->stride_height);
+  Value pixel = emit_add(emit, emit_mul_int(emit, phase, conv->plane), emit_mul_int(emit, row, conv->columns));
+  pixel = emit_add(emit, pixel, tap_pixels(emit, tap_column, shape->dilation_width, shape->stride_width));
+  return emit_mul_int(emit, pixel, TILE);
 }
 
 Value tile_sums(const TileConv *conv, Value block, Value tile) {
@@ -301,19 +337,21 @@ static bool tiles_init(TileConv *conv, Emit *emit, const PlanKernel *kernel, Dia
   conv->panels = shape.filters / CHANNELS;
   conv->steps = shape.channels / CHANNELS;
   conv->taps = shape.kernel_height * shape.kernel_width;
-  int64_t right = (shape.kernel_width - 1) * shape.dilation_width,
-          below = (shape.kernel_height - 1) * shape.dilation_height;
-  conv->columns = (shape.out_width - 1) * shape.stride_width + right + 1;
+  conv->phases[0] = phase_count(shape.kernel_height, shape.stride_height, shape.dilation_height);
+  conv->phases[1] = phase_count(shape.kernel_width, shape.stride_width, shape.dilation_width);
+  const int64_t right = (shape.kernel_width - 1) * shape.dilation_width / shape.stride_width,
+                below = (shape.kernel_height - 1) * shape.dilation_height / shape.stride_height;
+  conv->columns = shape.out_width + right;
+  conv->plane = (conv->rows + below) * conv->columns;
   int64_t whole_rows = conv->rows * ceil_div(shape.out_width, TILE),
           flowing = ceil_div(conv->rows * conv->columns, TILE);
-  conv->flows = shape.stride_width == 1 && shape.stride_height == 1 && flowing < whole_rows;
+  conv->flows = flowing < whole_rows;
   conv->pitch = conv->flows ? conv->columns : round_up(shape.out_width, TILE);
   conv->tiles = conv->flows ? flowing : whole_rows;
   /* to the last pixel that a tile reads */
-  int64_t last = conv->flows
-                     ? conv->tiles * TILE - 1
-                     : (conv->rows - 1) * shape.stride_height * conv->columns + (conv->pitch - 1) * shape.stride_width;
-  conv->block = (last + below * conv->columns + right + 1) * TILE;
+  int64_t last = conv->flows ? conv->tiles * TILE - 1 : (conv->rows - 1) * conv->columns + conv->pitch - 1;
+  last += (conv->phases[0] * conv->phases[1] - 1) * conv->plane + below * conv->columns + right;
+  conv->block = (last + 1) * TILE;
   conv->part = conv->steps * conv->block;
   conv->whole = whole;
   conv->parts = whole ? PARTS_MAX : parts;

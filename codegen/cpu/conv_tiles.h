@@ -22,7 +22,8 @@ typedef struct TileConv {
   int64_t rows, chunks;  /* output rows of an item; chunks of an image */
   int64_t panels, steps; /* blocks of 32 output and input channels */
   int64_t taps;
-  int64_t columns;       /* of the split input, in pixels */
+  int64_t phases[2];     /* of rows and of columns of the input */
+  int64_t columns, plane; /* of a phase of the split input, in pixels */
   int64_t pitch, tiles;  /* outputs of a row, and tiles of an item */
   bool flows;            /* tiles go on in the next row */
   int32_t parts;         /* of a number */

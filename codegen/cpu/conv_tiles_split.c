@@ -51,10 +51,9 @@ static void multiply(const TileConv *conv, Fetch *fetch, Value filters, int sum,
  * pixels, 6 and 7 the filters. */
 static void multiply_tap(const TileConv *conv, const Value pixels[2], Value filters, Fetch *fetch) {
   Emit *emit = conv->emit;
-  int64_t stride = conv->shape.stride_width * ROW_BYTES;
   for (int left = 0; left < conv->parts; left++) {
     for (int i = 0; i < 2; i++)
-      tile_load(emit, 4 + i, emit_address(emit, pixels[i], emit_int(emit, left * conv->part)), stride);
+      tile_load(emit, 4 + i, emit_address(emit, pixels[i], emit_int(emit, left * conv->part)), ROW_BYTES);
     for (int right = 0; left + right < conv->parts; right++) {
       for (int block = 0; block < 2; block++) {
         Value address = emit_address(emit, filters, emit_int(emit, (2 * right + block) * TILE_FLOATS));

@@ -105,7 +105,7 @@ typedef struct Beside {
 /* One tap of 32 channels. Registers: first the sums, one per tile of outputs, then the filters, then the pixels. */
 static void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value filters, const Beside *beside) {
   Emit *emit = conv->emit;
-  const int64_t stride = conv->shape.stride_width * ROW_BYTES, products = PARTS * (PARTS + 1) / 2 * width;
+  const int64_t products = PARTS * (PARTS + 1) / 2 * width;
   const int filter = width, pixel = width + 1;
   int64_t done = 0, split = 0, fetched = 0;
   for (int right = 0; right < PARTS; right++) {
@@ -113,7 +113,7 @@ static void multiply_tap(const TileConv *conv, const Value *pixels, int width, V
     for (int left = 0; left + right < PARTS; left++) {
       for (int i = 0; i < width; i++) {
         const int turn = pixel + (int)(done++ % (TILE_REGISTERS - pixel));
-        tile_load(emit, turn, emit_address(emit, pixels[i], emit_int(emit, left * conv->part)), stride);
+        tile_load(emit, turn, emit_address(emit, pixels[i], emit_int(emit, left * conv->part)), ROW_BYTES);
         tile_multiply_add(emit, i, turn, filter);
         for (; split < TILE * done / products; split++) split_row(conv, beside->source, beside->parts, split);
         for (; fetched < beside->lines * done / products; fetched++)
