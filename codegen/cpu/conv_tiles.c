@@ -17,8 +17,8 @@
  *
  * Operands: the output [N][K/16][H][W][16]; the filters [K/32][C/32][R][S] blocks of 2 KB for every part, which hold the
  * first parts of channels 0…15 and 16…31 of the panel, then the next ones, each [pair of input channels][output
- * channel][2], or whole ones [K/16][C/32][R][S] blocks of 2 KB in f32, [input channel][output channel]; the input
- * [N][C/16][H][W][16] with the padding as halo.
+ * channel][2], or whole ones [K/16][C/32][R][S] blocks of 2 KB in f32, [pair of input channels][2][output channel]; the
+ * input [N][C/16][H][W][16] with the padding as halo. A pair are channels that are 16 apart, as the input has them.
  *
  * An item is a panel of 32 output channels of some rows of an image. The input of these rows is split first, into
  * scratch memory, [part][C/32][phase][row][column][32], unless the item before was of the same rows. The input of a tap
@@ -53,8 +53,8 @@ static Value tile_number(Emit *emit, int number) {
   return LLVMConstInt(LLVMInt8TypeInContext(emit->context), (unsigned long long)number, 0);
 }
 
-void tile_load(Emit *emit, int number, Value address, int64_t row_bytes) {
-  intrinsic(emit, "llvm.x86.tileloadd64", (Value[]){tile_number(emit, number), address, emit_int(emit, row_bytes)}, 3);
+void tile_load(Emit *emit, int number, Value address) {
+  intrinsic(emit, "llvm.x86.tileloadd64", (Value[]){tile_number(emit, number), address, emit_int(emit, ROW_BYTES)}, 3);
 }
 
 void tile_zero(Emit *emit, int number) {
@@ -91,49 +91,31 @@ static void configure_tiles(Emit *emit) {
 
 /* --- parts ------------------------------------------------------------------------------------------- */
 
-static LLVMTypeRef words_type(Emit *emit, unsigned count) {
-  return LLVMVectorType(LLVMInt16TypeInContext(emit->context), count);
+static Value integers(Emit *emit, uint32_t value) {
+  Value lanes[TILE];
+  for (int i = 0; i < TILE; i++) lanes[i] = LLVMConstInt(emit->i32, value, 0);
+  return LLVMConstVector(lanes, TILE);
 }
 
-/* The rounded values of two vectors as 32 words: those of `first`, then those of `second`. */
-static Value rounded(Emit *emit, Value first, Value second) {
-  Value both = intrinsic(emit, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", (Value[]){second, first}, 2);
-  return LLVMBuildBitCast(emit->builder, both, words_type(emit, 2 * TILE), "");
-}
-
-/* 16 of 32 words, from number `from` on, as f32. */
-static Value widened(Emit *emit, Value words, int from) {
-  Value mask[TILE], shifts[TILE];
-  for (int i = 0; i < TILE; i++) {
-    mask[i] = LLVMConstInt(emit->i32, (unsigned long long)(from + i), 0);
-    shifts[i] = LLVMConstInt(emit->i32, 16, 0);
-  }
-  Value part = LLVMBuildShuffleVector(emit->builder, words, LLVMGetPoison(words_type(emit, 2 * TILE)),
-                                      LLVMConstVector(mask, TILE), "");
-  part = LLVMBuildZExt(emit->builder, part, LLVMVectorType(emit->i32, TILE), "");
-  part = LLVMBuildShl(emit->builder, part, LLVMConstVector(shifts, TILE), "");
-  return LLVMBuildBitCast(emit->builder, part, emit_float_type(emit, TILE), "");
-}
-
-/* Two vectors of f32 to 32 words of each of their parts. */
-static void split(Emit *emit, int32_t parts, Value first, Value second, Value *out_words) {
+/* A number of bf16 is the upper half of one of f32. */
+void split_pairs(Emit *emit, int32_t parts, bool cut, Value first, Value second, Value *out_words) {
+  const LLVMTypeRef integer = LLVMVectorType(emit->i32, TILE), number = emit_float_type(emit, TILE);
+  Value numbers[2] = {first, second}, bits[2], upper[2];
   for (int32_t part = 0; part < parts; part++) {
-    out_words[part] = rounded(emit, first, second);
-    first = emit_fsub(emit, first, widened(emit, out_words[part], 0));
-    second = emit_fsub(emit, second, widened(emit, out_words[part], TILE));
+    for (int i = 0; i < 2; i++) {
+      bits[i] = LLVMBuildBitCast(emit->builder, numbers[i], integer, "");
+      if (!cut) bits[i] = LLVMBuildAdd(emit->builder, bits[i], integers(emit, 0x8000), "");
+      upper[i] = LLVMBuildAnd(emit->builder, bits[i], integers(emit, 0xffff0000), "");
+    }
+    out_words[part] =
+        LLVMBuildOr(emit->builder, LLVMBuildLShr(emit->builder, bits[0], integers(emit, 16), ""), upper[1], "");
+    for (int i = 0; part + 1 < parts && i < 2; i++)
+      numbers[i] = emit_fsub(emit, numbers[i], LLVMBuildBitCast(emit->builder, upper[i], number, ""));
   }
 }
 
 void store_words(Emit *emit, Value base, Value offset, Value words) {
   emit_store(emit, base, offset, LLVMBuildBitCast(emit->builder, words, emit_float_type(emit, TILE), ""));
-}
-
-/* The words of two vectors in turns: what a tile's row of pairs is. */
-static Value in_turns(Emit *emit, Value words) {
-  Value mask[2 * TILE];
-  for (int i = 0; i < 2 * TILE; i++) mask[i] = LLVMConstInt(emit->i32, (unsigned long long)(i / 2 + i % 2 * TILE), 0);
-  return LLVMBuildShuffleVector(emit->builder, words, LLVMGetPoison(words_type(emit, 2 * TILE)),
-                                LLVMConstVector(mask, 2 * TILE), "");
 }
 
 /* One channel of 16 filters from `offset` on. */
@@ -149,9 +131,9 @@ static void store_row(Emit *emit, int32_t parts, Value place, Value first, Value
     emit_store(emit, emit->output, emit_add_int(emit, place, TILE), second);
     return;
   }
-  split(emit, parts, first, second, words);
+  split_pairs(emit, parts, false, first, second, words);
   for (int32_t part = 0; part < parts; part++)
-    store_words(emit, emit->output, emit_add_int(emit, place, part * 2 * TILE_FLOATS), in_turns(emit, words[part]));
+    store_words(emit, emit->output, emit_add_int(emit, place, part * 2 * TILE_FLOATS), words[part]);
 }
 
 /* An item is a tap's filters of 32 channels: of a panel in parts, or of a block of f32. */
@@ -176,10 +158,10 @@ bool cpu_convert_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   Value to = emit_add_int(emit, emit_mul_int(emit, item.index, size), out->storage.origin);
   EmitLoop pair = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, TILE), 1, "pair");
   for (int64_t block = 0; block < filters / TILE; block++) {
-    Value at = emit_add_int(emit, emit_add(emit, from, emit_mul_int(emit, pair.index, 2 * stride[1])),
+    Value at = emit_add_int(emit, emit_add(emit, from, emit_mul_int(emit, pair.index, stride[1])),
                             block * TILE * stride[0]);
     Value first = load_filters(emit, kernel, at);
-    Value second = load_filters(emit, kernel, emit_add_int(emit, at, stride[1]));
+    Value second = load_filters(emit, kernel, emit_add_int(emit, at, TILE * stride[1]));
     Value place = emit_add_int(emit, emit_add(emit, to, emit_mul_int(emit, pair.index, row_size)), block * TILE_FLOATS);
     store_row(emit, parts, place, first, second);
   }
@@ -221,7 +203,7 @@ static void split_phase(const TileConv *conv, const int64_t phase[2], Value corn
   Value pixel = emit_add(emit, from, emit_mul_int(emit, column.index, shape->stride_width * in->stride[3]));
   Value place = emit_add_int(emit, emit_add(emit, to, emit_mul_int(emit, column.index, TILE)), plane * TILE);
   Value words[PARTS_MAX];
-  split(emit, conv->parts, emit_load(emit, emit->inputs[0], pixel, TILE),
+  split_pairs(emit, conv->parts, false, emit_load(emit, emit->inputs[0], pixel, TILE),
         emit_load(emit, emit->inputs[0], emit_add_int(emit, pixel, in->stride[1]), TILE), words);
   for (int32_t part = 0; part < conv->parts; part++)
     store_words(emit, conv->split, emit_add_int(emit, place, part * conv->part), words[part]);
@@ -274,6 +256,46 @@ Value tile_sums(const TileConv *conv, Value block, Value tile) {
   Emit *emit = conv->emit;
   Value number = emit_add(emit, emit_mul_int(emit, block, conv->tiles), tile);
   return emit_address(emit, conv->sums, emit_mul_int(emit, number, TILE_FLOATS));
+}
+
+/* --- products ---------------------------------------------------------------------------------------- */
+
+TilePasses tile_passes(const TileConv *conv) {
+  TilePasses passes = {.count = ceil_div(conv->tiles, WIDTH)};
+  passes.width = ceil_div(conv->tiles, passes.count);
+  passes.rest = conv->tiles - (passes.count - 1) * passes.width;
+  passes.alike = passes.rest == passes.width ? passes.count : passes.count - 1;
+  return passes;
+}
+
+void tile_pass_places(const TileConv *conv, Value channels, Value block, Value pass, int width, Value *out_pixels,
+                      Value *out_sums) {
+  Emit *emit = conv->emit;
+  for (int i = 0; i < width; i++) {
+    Value tile = emit_add_int(emit, emit_mul_int(emit, pass, tile_passes(conv).width), i);
+    out_pixels[i] = emit_address(emit, channels, tile_place(conv, tile));
+    out_sums[i] = tile_sums(conv, block, tile);
+  }
+}
+
+/* The products of a sum follow each other, so that a part of the pixels is loaded once, and a part of the filters once for
+ * all: loads take the time that products leave, and energy. */
+void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value filters, int64_t part, TileBeside beside,
+                  const void *context) {
+  enum { FILTERS = WIDTH, PIXELS = FILTERS + PARTS_MAX }; /* registers */
+  Emit *emit = conv->emit;
+  const int64_t products = conv->parts * (conv->parts + 1) / 2 * width;
+  int64_t done = 0;
+  for (int right = 0; right < conv->parts; right++)
+    tile_load(emit, FILTERS + right, emit_address(emit, filters, emit_int(emit, right * part)));
+  for (int i = 0; i < width; i++)
+    for (int left = 0; left < conv->parts; left++) {
+      tile_load(emit, PIXELS, emit_address(emit, pixels[i], emit_int(emit, left * conv->part)));
+      for (int right = 0; left + right < conv->parts; right++) {
+        tile_multiply_add(emit, i, PIXELS, FILTERS + right);
+        beside(conv, context, ++done, products);
+      }
+    }
 }
 
 /* --- output ------------------------------------------------------------------------------------------ */

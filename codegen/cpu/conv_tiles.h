@@ -34,18 +34,41 @@ typedef struct TileConv {
   Value turns_done;       /* whole: variable, of the turns since the kernel's begin, see conv_tiles_whole.c */
 } TileConv;
 
-void tile_load(Emit *emit, int number, Value address, int64_t row_bytes);
+/* Rows of 64 bytes, one behind the other. */
+void tile_load(Emit *emit, int number, Value address);
 void tile_zero(Emit *emit, int number);
 void tile_store(Emit *emit, int number, Value address);
 void tile_multiply_add(Emit *emit, int sum, int left, int right);
-/* 32 words to 64 bytes. */
+/* 16 pairs of words to 64 bytes. */
 void store_words(Emit *emit, Value base, Value offset, Value words);
+
+/* Two vectors of f32 to 32 words of each of their parts, a word of `first` and one of `second` in turns. Parts are rounded,
+ * halves up, or cut off, which takes fewer instructions; the third one is exact. */
+void split_pairs(Emit *emit, int32_t parts, bool cut, Value first, Value second, Value *out_words);
 
 /* Offset in a block of the split input of a tile's first pixel, for the first tap. */
 Value tile_place(const TileConv *conv, Value tile);
 /* … and from there to the first pixel of a tap. */
 Value tap_distance(const TileConv *conv, Value tap_row, Value tap_column);
 Value tile_sums(const TileConv *conv, Value block, Value tile);
+
+/* Up to four tiles of outputs are computed together with a block of 16 filters. */
+enum { WIDTH = 4 };
+/* Passes over the filters that this takes, tiles of a pass, and passes of so many: the last one may have fewer. */
+typedef struct TilePasses {
+  int64_t count, width, alike, rest;
+} TilePasses;
+TilePasses tile_passes(const TileConv *conv);
+/* Where the pixels of a pass's tiles are for the first tap of a step, and their sums. */
+void tile_pass_places(const TileConv *conv, Value channels, Value block, Value pass, int width, Value *out_pixels,
+                      Value *out_sums);
+
+/* What is done beside the products of a tap, some after every product: called with the products so far. */
+typedef void (*TileBeside)(const TileConv *conv, const void *context, int64_t done, int64_t products);
+/* Adds the products of a tap of 32 channels to the sums in registers 0, 1, …; the parts of its filters are `part` elements
+ * apart. */
+void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value filters, int64_t part, TileBeside beside,
+                  const void *context);
 
 /* The products of a panel for all tiles of an item, into the sums. */
 void multiply_split(const TileConv *conv, Value panel);

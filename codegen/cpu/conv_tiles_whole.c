@@ -13,7 +13,6 @@
 
 enum {
   PARTS = 3,
-  WIDTH = 4,                   /* tiles that are computed together, at most */
   TURNS_AHEAD = 2,             /* that filters are split before they are used */
   KEPT = 4,                    /* turns whose split filters are kept */
   TAP = 2 * TILE_FLOATS,       /* elements of a tap's filters in f32 */
@@ -21,29 +20,14 @@ enum {
   AHEAD = 16 * TAP             /* elements that filters are fetched before they are split */
 };
 
-/* Two channels of 16 filters to a row of each part, cut off rather than rounded: that takes fewer instructions, and the
- * third part is exact. */
+/* Two channels of 16 filters to a row of each part. */
 static void split_row(const TileConv *conv, Value source, Value parts, int64_t row) {
   Emit *emit = conv->emit;
-  const LLVMTypeRef integers = LLVMVectorType(emit->i32, TILE), floats = emit_float_type(emit, TILE);
-  Value shifts[TILE], masks[TILE], numbers[2], upper[2];
-  for (int i = 0; i < TILE; i++) {
-    shifts[i] = LLVMConstInt(emit->i32, 16, 0);
-    masks[i] = LLVMConstInt(emit->i32, 0xffff0000, 0);
-  }
-  const Value shift = LLVMConstVector(shifts, TILE), mask = LLVMConstVector(masks, TILE);
-  for (int i = 0; i < 2; i++) numbers[i] = emit_load(emit, source, emit_int(emit, (2 * row + i) * TILE), TILE);
-  for (int part = 0; part < PARTS; part++) {
-    Value bits[2];
-    for (int i = 0; i < 2; i++) {
-      bits[i] = LLVMBuildBitCast(emit->builder, numbers[i], integers, "");
-      upper[i] = LLVMBuildAnd(emit->builder, bits[i], mask, "");
-    }
-    Value words = LLVMBuildOr(emit->builder, LLVMBuildLShr(emit->builder, bits[0], shift, ""), upper[1], "");
-    store_words(emit, parts, emit_int(emit, part * TILE_FLOATS + row * TILE), words);
-    for (int i = 0; part + 1 < PARTS && i < 2; i++)
-      numbers[i] = emit_fsub(emit, numbers[i], LLVMBuildBitCast(emit->builder, upper[i], floats, ""));
-  }
+  Value words[PARTS];
+  split_pairs(emit, PARTS, true, emit_load(emit, source, emit_int(emit, 2 * row * TILE), TILE),
+              emit_load(emit, source, emit_int(emit, (2 * row + 1) * TILE), TILE), words);
+  for (int part = 0; part < PARTS; part++)
+    store_words(emit, parts, emit_int(emit, part * TILE_FLOATS + row * TILE), words[part]);
 }
 
 /* A tap's filters in memory; taps are numbered through all blocks. */
@@ -56,14 +40,8 @@ static Value tap_filters(const TileConv *conv, Value number) {
 /* Taps of a block. */
 static int64_t block_taps(const TileConv *conv) { return conv->steps * conv->taps; }
 
-/* Tiles of outputs are computed in so many passes, all of a block's taps in each. */
-static int64_t pass_count(const TileConv *conv) { return ceil_div(conv->tiles, WIDTH); }
-
-/* Tiles of a pass; the last one has what is left. */
-static int64_t pass_width(const TileConv *conv) { return ceil_div(conv->tiles, pass_count(conv)); }
-
 /* Turns are the taps of all passes of all blocks, in the order in which they are computed. */
-static int64_t block_turns(const TileConv *conv) { return pass_count(conv) * block_taps(conv); }
+static int64_t block_turns(const TileConv *conv) { return tile_passes(conv).count * block_taps(conv); }
 
 /* Filters of a turn; after the last one comes the first one again. */
 static Value turn_filters(const TileConv *conv, Value turn) {
@@ -95,47 +73,30 @@ void begin_whole(const TileConv *conv) {
   emit_set(emit, conv->turns_done, emit_int(emit, 0));
 }
 
-/* What is done beside the products of a turn, some after every product: filters are split from `source` to `parts`, and
- * lines from `fetched` on asked for. */
+/* Filters are split from `source` to `parts`, and lines from `fetched` on asked for. */
 typedef struct Beside {
   Value source, parts, fetched;
   int64_t lines;
 } Beside;
 
-/* One tap of 32 channels. Registers: first the sums, one per tile of outputs, then the filters, then the pixels. */
-static void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value filters, const Beside *beside) {
+static void split_beside(const TileConv *conv, const void *context, int64_t done, int64_t products) {
+  const Beside *beside = context;
   Emit *emit = conv->emit;
-  const int64_t products = PARTS * (PARTS + 1) / 2 * width;
-  const int filter = width, pixel = width + 1;
-  int64_t done = 0, split = 0, fetched = 0;
-  for (int right = 0; right < PARTS; right++) {
-    tile_load(emit, filter, emit_address(emit, filters, emit_int(emit, right * TILE_FLOATS)), ROW_BYTES);
-    for (int left = 0; left + right < PARTS; left++) {
-      for (int i = 0; i < width; i++) {
-        const int turn = pixel + (int)(done++ % (TILE_REGISTERS - pixel));
-        tile_load(emit, turn, emit_address(emit, pixels[i], emit_int(emit, left * conv->part)), ROW_BYTES);
-        tile_multiply_add(emit, i, turn, filter);
-        for (; split < TILE * done / products; split++) split_row(conv, beside->source, beside->parts, split);
-        for (; fetched < beside->lines * done / products; fetched++)
-          emit_prefetch_line(emit, beside->fetched, emit_int(emit, fetched * TILE), false);
-      }
-    }
-  }
+  for (int64_t row = TILE * (done - 1) / products; row < TILE * done / products; row++)
+    split_row(conv, beside->source, beside->parts, row);
+  for (int64_t line = beside->lines * (done - 1) / products; line < beside->lines * done / products; line++)
+    emit_prefetch_line(emit, beside->fetched, emit_int(emit, line * TILE), false);
 }
 
 /* All products of a block of filters with `width` tiles. Filters are fetched a block ahead in even steps where there are
  * several passes. */
 static void multiply_pass(const TileConv *conv, int width, Value panel, Value block, Value pass) {
   Emit *emit = conv->emit;
-  const int64_t taps = block_taps(conv), passes = pass_count(conv), lines = ceil_div(TAP / TILE, passes);
+  const int64_t taps = block_taps(conv), passes = tile_passes(conv).count, lines = ceil_div(TAP / TILE, passes);
   Value number = emit_add(emit, emit_mul_int(emit, panel, 2), block);
   Value before = emit_get(emit, emit->i64, conv->turns_done), place[WIDTH], pixels[WIDTH], sums[WIDTH];
-  for (int i = 0; i < width; i++) {
-    Value tile = emit_add_int(emit, emit_mul_int(emit, pass, pass_width(conv)), i);
-    place[i] = emit_address(emit, conv->split, tile_place(conv, tile));
-    sums[i] = tile_sums(conv, block, tile);
-    tile_zero(emit, i);
-  }
+  tile_pass_places(conv, conv->split, block, pass, width, place, sums);
+  for (int i = 0; i < width; i++) tile_zero(emit, i);
   EmitLoop step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->steps), 1, "step");
   EmitLoop r = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->shape.kernel_height), 1, "tap_row");
   EmitLoop s = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->shape.kernel_width), 1, "tap_column");
@@ -150,7 +111,7 @@ static void multiply_pass(const TileConv *conv, int width, Value panel, Value bl
                          .parts = split_filters(conv, emit_add_int(emit, count, TURNS_AHEAD)),
                          .fetched = emit_address(emit, tap_filters(conv, emit_mul_int(emit, number, taps)), fetched),
                          .lines = lines};
-  multiply_tap(conv, pixels, width, split_filters(conv, count), &beside);
+  multiply_tap(conv, pixels, width, split_filters(conv, count), TILE_FLOATS, split_beside, &beside);
   emit_loop_end(emit, &s);
   emit_loop_end(emit, &r);
   emit_loop_end(emit, &step);
@@ -160,12 +121,12 @@ static void multiply_pass(const TileConv *conv, int width, Value panel, Value bl
 
 void multiply_whole(const TileConv *conv, Value panel) {
   Emit *emit = conv->emit;
-  const int64_t passes = pass_count(conv), width = pass_width(conv), left = conv->tiles - (passes - 1) * width;
-  const int64_t alike = left == width ? passes : passes - 1;
+  const TilePasses passes = tile_passes(conv);
   EmitLoop block = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, 2), 1, "block");
-  EmitLoop pass = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, alike), 1, "pass");
-  multiply_pass(conv, (int)width, panel, block.index, pass.index);
+  EmitLoop pass = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, passes.alike), 1, "pass");
+  multiply_pass(conv, (int)passes.width, panel, block.index, pass.index);
   emit_loop_end(emit, &pass);
-  if (alike < passes) multiply_pass(conv, (int)left, panel, block.index, emit_int(emit, alike));
+  if (passes.alike < passes.count)
+    multiply_pass(conv, (int)passes.rest, panel, block.index, emit_int(emit, passes.alike));
   emit_loop_end(emit, &block);
 }
