@@ -50,18 +50,22 @@ static int64_t panel_budget(const Target *target, int64_t filter_bytes, int64_t 
   return taps == 1 || filter_bytes > target->l2_bytes / 2 ? NEAR : target->l2_bytes / 8;
 }
 
-/* Output rows whose input stays in the second-level cache while all filters, which are there, go through it; INT64_MAX
- * where there is no need. */
-static int64_t limit_rows(const Node *node, const Target *target) {
-  enum { FAR = 4, ROWS = 8 }; /* parts of the cache: see is_far in codegen/cpu/conv_direct.c */
+/* Output rows whose input stays in the second-level cache while all filters go through it; INT64_MAX where there is no
+ * need, or where filters that are not there themselves would be read too often. */
+static int64_t limit_rows(const Node *node, const Target *target, int64_t units) {
+  enum { FAR = 4, ROWS = 8, MUCH = 4 }; /* parts of the cache; see put_rows_outside in codegen/cpu/conv_direct.c */
   const Shape *input = &node->inputs[0]->shape, *filter = &node->inputs[1]->shape;
   const int64_t cache = target ? target->l2_bytes / data_type_bytes(node->dtype) : 0;
   const int64_t image = shape_elements_per_image(input);
-  int64_t row, filters;
-  if (cache <= 0 || image <= cache / FAR || !shape_elements(filter, 1, &filters) || filters > cache / FAR)
-    return INT64_MAX;
+  int64_t row, filters, reading, saved;
+  if (cache <= 0 || image <= cache / FAR || !shape_elements(filter, 1, &filters)) return INT64_MAX;
+  const bool here = filters <= cache / FAR;
   if (!checked_mul(image / input->dims[2], node->attrs.stride.values[0], &row)) return 1;
-  return cache / ROWS > row ? cache / ROWS / row : 1;
+  const int64_t part = cache / (here ? ROWS : FAR), rows = part > row ? part / row : 1;
+  if (here) return rows;
+  const bool counted = checked_mul(filters, MUCH * ceil_div(node->shape.dims[2], rows), &reading) &&
+                       checked_mul(image, units, &saved);
+  return counted && part >= row && reading <= saved ? rows : INT64_MAX;
 }
 
 static void select_direct(Graph *graph, Node *node, const PassOptions *options) {
@@ -78,7 +82,7 @@ static void select_direct(Graph *graph, Node *node, const PassOptions *options) 
   int64_t units = ceil_div(ceil_div(node->shape.dims[1], lanes), choice->tile_blocks);
   const int64_t items = height * width <= SMALL_IMAGE ? SMALL_IMAGE_ITEMS : ITEMS_PER_IMAGE;
   int64_t rows = choose_rows(height, units, tile_rows, items);
-  const int64_t limit = limit_rows(node, target);
+  const int64_t limit = limit_rows(node, target, units);
   if (units > 1 && rows > limit) rows = round_up(limit, tile_rows);
   choice->row_chunk = (int32_t)rows;
 

@@ -13,7 +13,7 @@
  * Loops, outermost first: items (image, panel and chunk of rows, see decode_item), chunks of channels, rows, tiles of a
  * row, blocks of channels, taps, channels of the block. The rows of an item follow each other so that a panel stays in
  * the cache. Unrolling goes over channels, never over taps of a row: those reload the same scalars, which LLVM would
- * keep in registers that the accumulators need.
+ * keep in registers that the accumulators need. What happens within a block of channels is in conv_direct_taps.c.
  *
  * In images of few rows a notable part of the taps falls into the padding: 18 % of those of a 3×3 filter on 7×7 pixels.
  * There tiles are whole rows, and every column of taps has code of its own, which leaves these out; so have rows of
@@ -21,130 +21,17 @@
  *
  * Every accumulator adds its products in the same order (channel block, tap row, tap column, channel), whatever the
  * tile, so that results do not depend on how items are divided. */
+#include "conv_direct.h"
 #include "base/checked.h"
-#include "conv.h"
 #include "ride.h"
-#include "work.h"
 
-enum {
-  CHANNEL_UNROLL = 2,
-  PLAIN_CHANNEL_BLOCK = 16,
-  MAX_SKIP_TILES = 4,
-  MAX_ADDRESSES = 8,
-  LINE_ELEMENTS = 16 /* of a cache line */
-};
-
-typedef struct Direct {
-  Emit *emit;
-  const PlanKernel *kernel;
-  ConvShape shape;
-  const PlanTensor *input, *filter, *bias, *output;
-  int32_t lanes;          /* b: of the output's vectors */
-  int64_t blocks;         /* of output channels */
-  int64_t panel_blocks;   /* T: blocks in a panel of filters */
-  int64_t unit_blocks;    /* blocks of an item: T, or 1 where groups are narrower */
-  int64_t group_channels; /* input channels that a filter sees */
-  int64_t channel_block;  /* channels that lie together in the input */
-  int64_t block_stride;   /* elements from one such block to the next */
-  int64_t lane_stride;    /* elements from one channel of a block to the next */
-  int64_t chunk_blocks;   /* channel blocks between stores of partial sums */
-  int64_t chunks;
-  int64_t tile_pixels, tile_rows;
-  bool skips;                       /* taps in the padding are left out: tiles are whole rows */
-  bool across;                      /* a tile's pixels go on in the next row */
-  bool rows_outside;                /* all panels go through a chunk of rows before the next chunk */
-  bool packed_input, packed_output; /* all pixels of a block are equally far apart; so are those of operands */
-  DirectWork work;
-  /* The filters that follow those of this chunk in memory are needed next. Every tile fetches its share of them into
-   * the second-level cache, so many lines per tap and block of channels; 0: none. */
-  int64_t prefetch_lines;
-  Value prefetch; /* variable: the address to fetch next */
-  /* of the current item */
-  Value image, block, input_base, filter_base;
-} Direct;
-
-/* An output pixel of a tile. */
-typedef struct Pixel {
-  Value y, x;  /* of tiles across rows only, and there only where rows are not packed */
-  Value input; /* elements from the tile's first tap to the pixel's */
-} Pixel;
+enum { PLAIN_CHANNEL_BLOCK = 16, MAX_SKIP_TILES = 4, MAX_ADDRESSES = 8 };
 
 /* Where a pixel's first block lies in a tensor of the output's shape and layout: `offset` elements from `base`. */
 typedef struct Place {
   Value base;
   int64_t offset;
 } Place;
-
-/* A tile: rows × columns of output pixels, `blocks` blocks of output channels, at (y, x). Across rows: one row, and x
- * counts the pixels of all rows; y is 0. */
-typedef struct Tile {
-  int64_t rows, columns, blocks;
-  Value y, x;
-  Pixel *pixels;
-  Value *sums; /* variables, [pixel][block] */
-} Tile;
-
-/* The pixels of a tile for which a tap is not in the padding. */
-typedef struct Reach {
-  int64_t first_row, end_row, first_column, end_column;
-} Reach;
-
-/* Outputs among [first, first + count) whose tap at `offset` (from the position that an output without padding would
- * start at) lies within an input of `size`; relative to `first`. */
-static void reach_along(int64_t first, int64_t count, int64_t stride, int64_t offset, int64_t size, int64_t *out_begin,
-                        int64_t *out_end) {
-  int64_t begin = offset < 0 ? ceil_div(-offset, stride) : 0;
-  int64_t end = offset < size ? (size - 1 - offset) / stride + 1 : 0;
-  begin = begin > first ? begin - first : 0;
-  end = end < first + count ? end - first : count;
-  *out_begin = begin;
-  *out_end = end > begin ? end : begin;
-}
-
-/* Of tap (r, s), for a tile of `rows` whole rows at row `top`. */
-static Reach tap_reach(const Direct *direct, int64_t top, int64_t rows, int64_t r, int64_t s) {
-  const ConvShape *shape = &direct->shape;
-  Reach reach;
-  reach_along(top, rows, shape->stride_height, r * shape->dilation_height - shape->pad_top, shape->height,
-              &reach.first_row, &reach.end_row);
-  reach_along(0, shape->out_width, shape->stride_width, s * shape->dilation_width - shape->pad_left, shape->width,
-              &reach.first_column, &reach.end_column);
-  return reach;
-}
-
-static bool reach_is_empty(Reach reach) {
-  return reach.first_row == reach.end_row || reach.first_column == reach.end_column;
-}
-
-static Value *tile_sum(const Tile *tile, int64_t pixel, int64_t block) {
-  return &tile->sums[pixel * tile->blocks + block];
-}
-
-/* Multiply-adds of `count` channels at input address `input` and filter address `filter`, both of the first, for the
- * pixels in reach. */
-static void emit_channels(Direct *direct, const Tile *tile, const Reach *reach, Value input, Value filter,
-                          int64_t count) {
-  Emit *emit = direct->emit;
-  LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
-  for (int64_t c = 0; c < count; c++) {
-    Value weights[16];
-    if (c > 0 && tile->blocks > 1)
-      emit_step(emit, direct->lanes, tile->sums, (size_t)(tile->rows * tile->columns * tile->blocks));
-    for (int64_t k = 0; k < tile->blocks; k++)
-      weights[k] = emit_load(emit, filter, emit_int(emit, c * direct->filter->storage.stride[1] + k * direct->lanes),
-                             direct->lanes);
-    for (int64_t row = reach->first_row; row < reach->end_row; row++)
-      for (int64_t column = reach->first_column; column < reach->end_column; column++) {
-        Value offset = emit_add_int(emit, tile->pixels[row * tile->columns + column].input, c * direct->lane_stride);
-        Value pixel = emit_splat(emit, emit_load(emit, input, offset, 1), direct->lanes);
-        for (int64_t k = 0; k < tile->blocks; k++) {
-          Value sum = *tile_sum(tile, row * tile->columns + column, k);
-          emit_set(emit, sum, emit_fma(emit, pixel, weights[k], emit_get(emit, vector, sum)));
-        }
-        if (tile->blocks == 1) emit_keep(emit, direct->lanes, pixel);
-      }
-  }
-}
 
 /* Row and column of a pixel; where rows are packed and tiles go across them, those of one long row. */
 static void pixel_position(const Direct *direct, const Tile *tile, int64_t pixel, Value *out_y, Value *out_x) {
@@ -189,36 +76,15 @@ static int64_t place_offset(const Direct *direct, const PlanTensor *tensor, cons
   return place->offset + block * channels * tensor->storage.stride[1];
 }
 
-static void emit_prefetch(Direct *direct, int64_t lines) {
-  Emit *emit = direct->emit;
-  if (lines == 0) return;
-  Value address = emit_get(emit, emit->pointer, direct->prefetch);
-  for (int64_t line = 0; line < lines; line++)
-    emit_prefetch_line(emit, address, emit_int(emit, line * LINE_ELEMENTS), false);
-  emit_set(emit, direct->prefetch, emit_address(emit, address, emit_int(emit, lines * LINE_ELEMENTS)));
-}
-
-/* Whether a value of so many elements an image does not stay in the second-level cache beside other things. */
-static bool is_far(const Direct *direct, int64_t elements) {
+bool direct_is_far(const Direct *direct, int64_t elements) {
   return elements > direct->emit->target->l2_bytes / 4 / data_type_bytes(DTYPE_F32);
 }
 
-/* Pixels that only one tile reads come from far away: those of the next tile are fetched into the first-level cache. */
-static void emit_fetch_input(Direct *direct, const Tile *tile, Value input) {
-  const ConvShape *shape = &direct->shape;
-  if (shape->kernel_height * shape->kernel_width > 1 || direct->input->layout.kind != LAYOUT_CHANNEL_BLOCK ||
-      !is_far(direct, shape->channels * shape->height * shape->width))
-    return;
-  int64_t next = tile->columns * shape->stride_width * direct->input->storage.stride[3];
-  for (int64_t i = 0; i < tile->rows * tile->columns; i++)
-    emit_prefetch_line(direct->emit, input, emit_add_int(direct->emit, tile->pixels[i].input, next), true);
-}
-
-/* The same for what the epilogue will add to the tile. */
+/* What the epilogue will add to a tile comes from far away as well: see fetch_pixels in conv_direct_taps.c. */
 static void emit_fetch_operands(Direct *direct, const Tile *tile) {
   Emit *emit = direct->emit;
   const PlanTensor *output = direct->output;
-  if (!is_far(direct, shape_elements_per_image(&output->shape))) return;
+  if (!direct_is_far(direct, shape_elements_per_image(&output->shape))) return;
   for (int32_t i = direct->kernel->op_input_count; i < direct->kernel->input_count; i++) {
     const PlanTensor *operand = &direct->kernel->inputs[i];
     if (!lies_like_output(direct, operand)) continue;
@@ -228,130 +94,6 @@ static void emit_fetch_operands(Direct *direct, const Tile *tile) {
         emit_prefetch_line(emit, places[pixel].base, emit_int(emit, place_offset(direct, operand, &places[pixel], k)),
                            true);
   }
-}
-
-/* One tap of `channels` channels; addresses are of the first. */
-static void emit_tap(Direct *direct, const Tile *tile, const Reach *reach, Value input, Value filter,
-                     int64_t channels) {
-  Emit *emit = direct->emit;
-  const int64_t *weights = direct->filter->storage.stride;
-  int64_t groups = channels / CHANNEL_UNROLL, looped = groups * CHANNEL_UNROLL;
-  emit_prefetch(direct, groups > 0 ? direct->prefetch_lines % groups : direct->prefetch_lines);
-  if (looped > 0) {
-    EmitLoop c = emit_loop_count(emit, groups, 1, "channel");
-    int64_t unroll = CHANNEL_UNROLL;
-    emit_prefetch(direct, direct->prefetch_lines / groups);
-    /* opaque: of a tile of many pixels LLVM would keep the address of each in a variable of its own */
-    Value pixels = emit_address(emit, input, emit_mul_int(emit, c.index, unroll * direct->lane_stride));
-    Value filters = emit_address(emit, filter, emit_mul_int(emit, c.index, unroll * weights[1]));
-    emit_channels(direct, tile, reach, emit_opaque(emit, pixels), emit_opaque(emit, filters), unroll);
-    emit_loop_end(emit, &c);
-  }
-  if (looped < channels)
-    emit_channels(direct, tile, reach, emit_address(emit, input, emit_int(emit, looped * direct->lane_stride)),
-                  emit_address(emit, filter, emit_int(emit, looped * weights[1])), channels - looped);
-}
-
-/* Addresses in a block of channels: of its first channel and the first tap. */
-typedef struct Block {
-  Value input, filter;
-  int64_t channels;
-} Block;
-
-/* The taps of row `r`, of which the pixels in [first_row, end_row) of the tile's rows are within the image. */
-static void emit_tap_row(Direct *direct, const Tile *tile, const Block *block, Value r, int64_t first_row,
-                         int64_t end_row) {
-  Emit *emit = direct->emit;
-  const ConvShape *shape = &direct->shape;
-  const int64_t *in = direct->input->storage.stride, *weights = direct->filter->storage.stride;
-  Value input = emit_address(emit, block->input, emit_mul_int(emit, r, shape->dilation_height * in[2]));
-  Value filter = emit_address(emit, block->filter, emit_mul_int(emit, r, weights[2]));
-  for (int64_t s = 0; s < shape->kernel_width; s++) {
-    Reach reach = tap_reach(direct, 0, 0, 0, s);
-    reach.first_row = first_row, reach.end_row = end_row;
-    if (reach_is_empty(reach)) continue;
-    emit_tap(direct, tile, &reach, emit_address(emit, input, emit_int(emit, s * shape->dilation_width * in[3])),
-             emit_address(emit, filter, emit_int(emit, s * weights[3])), block->channels);
-  }
-}
-
-/* The rows of taps [begin, end) that no row of a tile has in the padding: they follow each other, as what a tap leaves
- * out grows with its distance from them. If there are none, both are the number of rows. */
-static void whole_taps(const Direct *direct, int64_t top, int64_t rows, int64_t *out_begin, int64_t *out_end) {
-  int64_t height = direct->shape.kernel_height, begin = 0;
-  for (; begin < height; begin++) {
-    const Reach reach = tap_reach(direct, top, rows, begin, 0);
-    if (reach.first_row == 0 && reach.end_row == rows) break;
-  }
-  int64_t end = begin;
-  for (; end < height; end++) {
-    const Reach reach = tap_reach(direct, top, rows, end, 0);
-    if (reach.first_row != 0 || reach.end_row != rows) break;
-  }
-  *out_begin = begin, *out_end = end;
-}
-
-/* Rows of taps that are partly in the padding of the tile at `top`: those before the whole ones, or those after.
- * `only`: there is no other tile. */
-static void emit_partial_taps(Direct *direct, const Tile *tile, const Block *block, int64_t top, bool only,
-                              bool after) {
-  Emit *emit = direct->emit;
-  int64_t begin, end;
-  whole_taps(direct, top, tile->rows, &begin, &end);
-  for (int64_t r = after ? end : 0; r < (after ? direct->shape.kernel_height : begin); r++) {
-    const Reach reach = tap_reach(direct, top, tile->rows, r, 0);
-    if (reach.first_row == reach.end_row) continue;
-    EmitIf here = {0};
-    if (!only) here = emit_if(emit, emit_equal(emit, tile->y, emit_int(emit, top)), "padded_tile");
-    emit_tap_row(direct, tile, block, emit_int(emit, r), reach.first_row, reach.end_row);
-    if (!only) emit_end_if(emit, &here);
-  }
-}
-
-/* All taps but those in the padding. Rows of taps that all rows of a tile have are a loop, whose code serves all tiles:
- * only those at the upper and lower end of the image have others besides. */
-static void emit_skipping(Direct *direct, const Tile *tile, const Block *block) {
-  Emit *emit = direct->emit;
-  const int64_t height = direct->shape.out_height, whole = height - height % direct->tile_rows;
-  const bool last = tile->rows < direct->tile_rows; /* the last one; else all the others */
-  const int64_t first_top = last ? whole : 0, end_top = last ? height : whole;
-  const bool only = first_top + tile->rows == end_top;
-  Value begin = NULL, end = NULL;
-  for (int64_t top = first_top; top < end_top; top += tile->rows) {
-    int64_t first, after;
-    emit_partial_taps(direct, tile, block, top, only, false);
-    whole_taps(direct, top, tile->rows, &first, &after);
-    Value here = emit_equal(emit, tile->y, emit_int(emit, top));
-    begin = begin == NULL ? emit_int(emit, first) : emit_select(emit, here, emit_int(emit, first), begin);
-    end = end == NULL ? emit_int(emit, after) : emit_select(emit, here, emit_int(emit, after), end);
-  }
-  EmitLoop r = emit_loop_outer(emit, begin, end, 1, "tap_row");
-  emit_tap_row(direct, tile, block, r.index, 0, tile->rows);
-  emit_loop_end(emit, &r);
-  for (int64_t top = first_top; top < end_top; top += tile->rows)
-    emit_partial_taps(direct, tile, block, top, only, true);
-}
-
-/* All taps of one block of channels. */
-static void emit_channel_block(Direct *direct, const Tile *tile, const Block *block) {
-  Emit *emit = direct->emit;
-  const ConvShape *shape = &direct->shape;
-  const int64_t *in = direct->input->storage.stride, *weights = direct->filter->storage.stride;
-  int64_t row_step = shape->dilation_height * in[2], column_step = shape->dilation_width * in[3];
-  if (direct->skips) {
-    emit_skipping(direct, tile, block);
-    return;
-  }
-  emit_fetch_input(direct, tile, block->input);
-  const Reach whole = {0, tile->rows, 0, tile->columns};
-  EmitLoop r = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, shape->kernel_height), 1, "tap_row");
-  Value input_row = emit_address(emit, block->input, emit_mul_int(emit, r.index, row_step));
-  Value filter_row = emit_address(emit, block->filter, emit_mul_int(emit, r.index, weights[2]));
-  EmitLoop s = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, shape->kernel_width), 1, "tap_column");
-  emit_tap(direct, tile, &whole, emit_address(emit, input_row, emit_mul_int(emit, s.index, column_step)),
-           emit_address(emit, filter_row, emit_mul_int(emit, s.index, weights[3])), block->channels);
-  emit_loop_end(emit, &s);
-  emit_loop_end(emit, &r);
 }
 
 /* Where the tile's pixels are. */
@@ -395,7 +137,7 @@ static void emit_start_from_bias(Direct *direct, const Tile *tile) {
     Value start = bias != NULL ? emit_load(emit, bias, emit_int(emit, k * direct->lanes), direct->lanes)
                                : emit_float(emit, direct->lanes, 0);
     for (int64_t pixel = 0; pixel < tile->rows * tile->columns; pixel++)
-      emit_set(emit, *tile_sum(tile, pixel, k), start);
+      emit_set(emit, *direct_sum(tile, pixel, k), start);
   }
 }
 
@@ -407,7 +149,7 @@ static void emit_partial_sums(Direct *direct, const Tile *tile, bool store) {
   for (int64_t pixel = 0; pixel < tile->rows * tile->columns; pixel++)
     for (int64_t k = 0; k < tile->blocks; k++) {
       const Place *place = &places[pixel];
-      Value sum = *tile_sum(tile, pixel, k), offset = emit_int(emit, place_offset(direct, direct->output, place, k));
+      Value sum = *direct_sum(tile, pixel, k), offset = emit_int(emit, place_offset(direct, direct->output, place, k));
       if (store)
         emit_store(emit, place->base, offset, emit_get(emit, vector, sum));
       else
@@ -451,7 +193,7 @@ static void emit_finish(Direct *direct, const Tile *tile) {
   for (result.block = 0; result.block < tile->blocks; result.block++) {
     for (result.pixel = 0; result.pixel < tile->rows * tile->columns; result.pixel++) {
       const Place *place = &places[result.pixel];
-      Value sum = emit_get(emit, vector, *tile_sum(tile, result.pixel, result.block));
+      Value sum = emit_get(emit, vector, *direct_sum(tile, result.pixel, result.block));
       Value value = emit_epilogue_with(emit, sum, direct->lanes, load_operand, &result);
       emit_store(emit, place->base, emit_int(emit, place_offset(direct, direct->output, place, result.block)), value);
     }
@@ -478,33 +220,11 @@ static void emit_tile(Direct *direct, Tile *tile, Value chunk) {
     emit_end_if(emit, &first);
   }
 
-  Value input = emit_address(emit, direct->input_base, emit_corner(direct, tile));
-  int64_t filter_stride = direct->channel_block * direct->filter->storage.stride[1];
-  int64_t full = direct->group_channels / direct->channel_block, tail = direct->group_channels % direct->channel_block;
-  Value last = emit_equal(emit, chunk, emit_int(emit, direct->chunks - 1));
-  if (full > 0) {
-    Value begin = emit_mul_int(emit, chunk, direct->chunk_blocks);
-    Value end = emit_min(emit, emit_add_int(emit, begin, direct->chunk_blocks), emit_int(emit, full));
-    EmitLoop loop = emit_loop_outer(emit, begin, end, 1, "channel_block");
-    const Block block = {emit_address(emit, input, emit_mul_int(emit, loop.index, direct->block_stride)),
-                         emit_address(emit, direct->filter_base, emit_mul_int(emit, loop.index, filter_stride)),
-                         direct->channel_block};
-    emit_channel_block(direct, tile, &block);
-    emit_loop_end(emit, &loop);
-  }
-  if (tail > 0) {
-    EmitIf branch = {0};
-    if (direct->chunks > 1) branch = emit_if(emit, last, "last_channels");
-    const Block block = {emit_address(emit, input, emit_int(emit, full * direct->block_stride)),
-                         emit_address(emit, direct->filter_base, emit_int(emit, full * filter_stride)), tail};
-    emit_channel_block(direct, tile, &block);
-    if (direct->chunks > 1) emit_end_if(emit, &branch);
-  }
-
+  direct_products(direct, tile, emit_address(emit, direct->input_base, emit_corner(direct, tile)), chunk);
   if (direct->chunks == 1) {
     emit_finish(direct, tile);
   } else {
-    EmitIf branch = emit_if(emit, last, "last_chunk");
+    EmitIf branch = emit_if(emit, emit_equal(emit, chunk, emit_int(emit, direct->chunks - 1)), "last_chunk");
     emit_finish(direct, tile);
     emit_else(emit, &branch);
     emit_partial_sums(direct, tile, true);
@@ -630,11 +350,15 @@ static bool is_packed(const PlanTensor *tensor, int64_t height, int64_t width) {
   return dims[0] == height && dims[1] == width && stride[0] == width * stride[1];
 }
 
-/* Whether the filters stay in the second-level cache, a quarter of it, while the input of an image does not. */
+/* Whether the filters stay in the second-level cache, a quarter of it, while the input of an image does not; or the
+ * input of an item does, and reading all filters for each is much less than reading all input for each panel. */
 static bool put_rows_outside(const Direct *direct) {
+  enum { MUCH = 4 }; /* see limit_rows in passes/select.c */
   const ConvShape *shape = &direct->shape;
-  return !is_far(direct, shape->filters * direct->group_channels * shape->kernel_height * shape->kernel_width) &&
-         is_far(direct, shape->channels * shape->height * shape->width);
+  const int64_t filters = shape->filters * direct->group_channels * shape->kernel_height * shape->kernel_width;
+  const int64_t image = shape->channels * shape->height * shape->width, chunks = direct->work.row_chunks;
+  if (!direct_is_far(direct, image) || !direct_is_far(direct, filters)) return direct_is_far(direct, image);
+  return !direct_is_far(direct, image / chunks) && MUCH * chunks * filters <= direct->work.units * image;
 }
 
 /* Where tiles of parts of a row would be at least a fifth more, tiles go across rows: unless the places of their
@@ -687,6 +411,7 @@ static bool direct_init(Direct *direct, Emit *emit, const PlanKernel *kernel, Di
   if (conv_output_is_shared(kernel)) direct->chunks = 1;
   direct->tile_pixels = kernel->choice.tile_pixels > 0 ? kernel->choice.tile_pixels : 4;
   direct->tile_rows = direct->work.tile_rows;
+  direct->unroll = direct_unroll(direct);
   return true;
 }
 
@@ -724,9 +449,7 @@ static int64_t item_taps(const Direct *direct, int64_t rows) {
     return rows / direct->tile_rows * ceil_div(shape->out_width, direct->tile_pixels / direct->tile_rows) * window;
   for (int64_t top = 0; top < shape->out_height; top += direct->tile_rows) {
     int64_t left = shape->out_height - top, tile_rows = left < direct->tile_rows ? left : direct->tile_rows;
-    for (int64_t tap = 0; tap < window; tap++)
-      if (!reach_is_empty(tap_reach(direct, top, tile_rows, tap / shape->kernel_width, tap % shape->kernel_width)))
-        taps++;
+    taps += direct_taps(direct, top, tile_rows);
   }
   return taps;
 }
@@ -747,6 +470,8 @@ bool cpu_conv_direct(Emit *emit, const PlanKernel *kernel, KernelWork *out_work,
     direct->prefetch_lines = ceil_div(ceil_div(prefetch_share(direct), LINE_ELEMENTS), taps);
     direct->prefetch = emit_variable(emit, emit->pointer, "prefetch");
   }
+  direct->next_input = emit_variable(emit, emit->pointer, "next_input");
+  direct->next_filter = emit_variable(emit, emit->pointer, "next_filter");
 
   EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value unit, row_number;
