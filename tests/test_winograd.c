@@ -249,12 +249,44 @@ static void test_others_stay(void **state) {
   }
 }
 
+static int count_parts(const char *text, const char *part) {
+  int count = 0;
+  for (const char *at = text; (at = strstr(at, part)) != NULL; at++) count++;
+  return count;
+}
+
+/* Kernels that differ in their epilogue have one routine for the products, whichever thread comes to it first. */
+static void test_shared_routines(void **state) {
+  Fixture *fixture = *state;
+  static const OpCode activations[] = {OP_RELU, OP_SIGMOID, OP_TANH};
+  Graph *graph = graph_create(fixture->arena, "shared");
+  Node *value = graph_add_input(graph, "x", DTYPE_F32, shape_of(4, (int64_t[]){DIM_BATCH, 32, 16, 16}));
+  for (int i = 0; i < 4; i++) {
+    value = add_conv(graph, value, arena_format(fixture->arena, "conv%d", i), 32, 32, (int64_t[4])SAME, true);
+    if (i < 3) value = graph_add(graph, activations[i], arena_format(fixture->arena, "act%d", i), &value, 1);
+  }
+  graph_add_output(graph, "y", value);
+  TestProgram program;
+  assert_true(test_program_init(&program, fixture->arena, graph));
+  assert_true(compile(&program, "native", 4, WINOGRAD_SPLIT_NEVER));
+  Text texts[2];
+  for (int i = 0; i < 2; i++) {
+    const CpuOptions options = {.threads = i == 0 ? 1 : 4};
+    text_init(&texts[i], fixture->arena);
+    assert_true(cpu_print(program.plan, &options, false, fixture->arena, fixture->diag, &texts[i]));
+  }
+  assert_int_equal(count_parts(texts[0].data, "define hidden void @shared_multiply_"), 1);
+  assert_int_equal(count_parts(texts[0].data, "define hidden void @shared_finish_"), 4);
+  assert_string_equal(texts[0].data, texts[1].data);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_against_interpreter, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_divisions, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_selection, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_others_stay, fixture_setup, fixture_teardown),
+      cmocka_unit_test_setup_teardown(test_shared_routines, fixture_setup, fixture_teardown),
   };
   return cmocka_run_group_tests_name("winograd", tests, NULL, NULL);
 }

@@ -1,5 +1,7 @@
-/* Drives code generation: a module per distinct kernel, one with the tables, each translated on its own. */
+/* Drives code generation: a module per distinct kernel, one per distinct routine of these, one with the tables, each
+ * translated on its own. */
 #include <assert.h>
+#include <pthread.h>
 #include <sched.h>
 #include <string.h>
 
@@ -37,13 +39,27 @@ typedef enum OutputKind { OUTPUT_OBJECT, OUTPUT_ASSEMBLY, OUTPUT_IR } OutputKind
 
 /* Ways to translate a module. Tables: code that every processor of the architecture runs. Prepare kernels run once:
  * LLVM's quickest translation takes a seventh of the time of the default one, and copying weights is as fast. The entry
- * points of a program that stays in this process only walk the tables: a quarter of the time. */
+ * points of a program that stays in this process only walk the tables: a quarter of the time. Prepare kernels' way also
+ * serves kernels that leave what takes the time to routines. */
 typedef enum MachineKind { MACHINE_RUN, MACHINE_PREPARE, MACHINE_TABLES, MACHINE_KIND_COUNT } MachineKind;
 
 /* The target machines of a worker, made when first used: what LLVM derives from a target is kept in them. */
 typedef struct Machines {
   LLVMTargetMachineRef items[MACHINE_KIND_COUNT];
 } Machines;
+
+/* A routine of one or more kernels: see emit.h. It is translated by the thread that has added it to the list. */
+typedef struct Routine {
+  const char *name;
+  Code code;
+  bool listed; /* among the program's codes */
+  struct Routine *next;
+} Routine;
+
+typedef struct RoutineList {
+  pthread_mutex_t lock;
+  Routine *first;
+} RoutineList;
 
 /* One module on its way through LLVM. Its LLVM objects belong to `arena`, its result to the arena of its worker. */
 typedef struct Unit {
@@ -54,8 +70,12 @@ typedef struct Unit {
   const PlanKernel *kernel; /* NULL: the tables */
   ObjectCache *cache;       /* may be NULL */
   Machines *machines;
-  KernelWork work; /* result */
-  Code code;       /* result: object or text, in `results` */
+  RoutineList *routine_list;
+  bool quick;         /* of a run step, translated as prepare kernels are */
+  KernelWork work;    /* result */
+  Code code;          /* result: object or text, in `results` */
+  Routine **routines; /* result: those that the kernel calls */
+  size_t routine_count;
   Arena *arena, *results;
   Diag *diag;
   LLVMContextRef context;
@@ -87,8 +107,8 @@ static void handle_diagnostic(LLVMDiagnosticInfoRef info, void *context) {
 
 static MachineKind machine_kind(const Unit *unit) {
   if (unit->kernel == NULL) return MACHINE_TABLES;
-  bool prepare = (size_t)(unit->kernel - unit->plan->kernels) < unit->plan->prepare_count;
-  return prepare ? MACHINE_PREPARE : MACHINE_RUN;
+  bool quick = unit->quick || (size_t)(unit->kernel - unit->plan->kernels) < unit->plan->prepare_count;
+  return quick ? MACHINE_PREPARE : MACHINE_RUN;
 }
 
 static bool is_quick(const Unit *unit) {
@@ -236,7 +256,7 @@ static Value add_kernel_function(Unit *unit, Emit *emit) {
   add_attribute(unit->context, function, "frame-pointer", "none");
   if (strcmp(target->tune, "generic") != 0) add_attribute(unit->context, function, "tune-cpu", target->tune);
   if (conv_uses_tiles(unit->kernel))
-    add_attribute(unit->context, function, "target-features", "+amx-tile,+amx-bf16,+avx512bf16");
+    add_attribute(unit->context, function, "target-features", "+amx-tile,+amx-bf16");
   /* LLVM prefers 256 bits even where the code says <16 x float> */
   if (target->vector_lanes == 16) add_attribute(unit->context, function, "prefer-vector-width", "512");
   return function;
@@ -251,19 +271,8 @@ static Value load_field(Emit *emit, LLVMTypeRef type, Value base, size_t offset,
 /* The kernel's arguments, as cpu_X finds them in Emit. */
 static void load_arguments(Emit *emit) {
   Value call = LLVMGetParam(emit->function, 0);
-  Value operands = load_field(emit, emit->pointer, call, offsetof(kiln_call, operands), "operands");
-  int32_t count = emit->kernel->input_count;
-  emit->inputs = arena_array(emit->arena, (size_t)count, Value);
-  emit->output = load_field(emit, emit->pointer, operands, 0, "output");
-  for (int32_t i = 0; i < count; i++) {
-    const char *name = arena_format(emit->arena, "input%d", i);
-    emit->inputs[i] = load_field(emit, emit->pointer, operands, sizeof(void *) * (size_t)(i + 1), name);
-  }
-  emit->reductions = arena_array(emit->arena, (size_t)emit->kernel->reduction_count, Value);
-  for (int32_t i = 0; i < emit->kernel->reduction_count; i++) {
-    const char *name = arena_format(emit->arena, "reduction%d", i);
-    emit->reductions[i] = load_field(emit, emit->pointer, operands, sizeof(void *) * (size_t)(count + i + 1), name);
-  }
+  emit->operands = load_field(emit, emit->pointer, call, offsetof(kiln_call, operands), "operands");
+  emit_load_operands(emit);
   emit->batch = load_field(emit, emit->i64, call, offsetof(kiln_call, batch), "batch");
   emit->thread = LLVMBuildZExt(emit->builder, LLVMGetParam(emit->function, 1), emit->i64, "thread.wide");
   emit->begin = LLVMGetParam(emit->function, 2);
@@ -289,6 +298,39 @@ static bool reductions_fit(const Emit *emit, const PlanKernel *kernel, const Ker
   return true;
 }
 
+/* The routine of this name; `out_new`: it was not in the list, and the caller translates it. */
+static Routine *find_routine(const Unit *unit, const char *name, bool *out_new) {
+  RoutineList *list = unit->routine_list;
+  Routine *added = arena_new(unit->results, Routine); /* no memory is asked for while the list is locked */
+  added->name = arena_string(unit->results, name);
+  pthread_mutex_lock(&list->lock);
+  Routine *found = list->first;
+  while (found != NULL && strcmp(found->name, name) != 0) found = found->next;
+  *out_new = found == NULL;
+  if (*out_new) {
+    added->next = list->first;
+    list->first = found = added;
+  }
+  pthread_mutex_unlock(&list->lock);
+  return found;
+}
+
+static bool compile_routines(Unit *unit, const RoutineModule *last) {
+  for (const RoutineModule *at = last; at != NULL; at = at->before) unit->routine_count++;
+  unit->routines = arena_array(unit->results, unit->routine_count, Routine *);
+  size_t place = unit->routine_count;
+  for (const RoutineModule *at = last; at != NULL; at = at->before) {
+    bool is_new;
+    Routine *routine = unit->routines[--place] = find_routine(unit, at->name, &is_new);
+    if (!is_new) continue;
+    Unit part = *unit;
+    part.module = at->module;
+    if (!translate(&part)) return false;
+    routine->code = part.code;
+  }
+  return true;
+}
+
 static bool build_kernel(Unit *unit) {
   LLVMContextRef context = unit->context;
   Emit emit = {
@@ -305,6 +347,8 @@ static bool build_kernel(Unit *unit) {
       .void_type = LLVMVoidTypeInContext(context),
       .kernel = unit->kernel,
       .max_batch = unit->plan->max_batch,
+      .symbol = unit->symbol,
+      .kernel_module = unit->module,
   };
   arena_defer(unit->arena, dispose_builder, emit.builder);
   emit.function = add_kernel_function(unit, &emit);
@@ -318,7 +362,9 @@ static bool build_kernel(Unit *unit) {
     return internal_error(unit, "code generation", "the kernel does not compute reductions, or has other items");
   assert(unit->work.items >= 0 && unit->work.items_per_batch >= 0 && unit->work.scratch_bytes >= 0);
   LLVMBuildRetVoid(emit.builder);
-  return true;
+  if (!compile_routines(unit, emit.routines)) return false;
+  unit->quick = emit.quick;
+  return open_machine(unit);
 }
 
 static bool compile_kernel(Unit *unit) {
@@ -380,6 +426,15 @@ static Unit **queue_units(Unit *units, size_t count, Arena *arena) {
   return queue;
 }
 
+static void destroy_lock(void *lock) { pthread_mutex_destroy(lock); }
+
+static RoutineList *create_routine_list(Arena *arena) {
+  RoutineList *list = arena_new(arena, RoutineList);
+  pthread_mutex_init(&list->lock, NULL);
+  arena_defer(arena, destroy_lock, &list->lock);
+  return list;
+}
+
 /* Kernels in plan order, the tables last. Memory of intermediate results is `scratch`'s; the codes' too. */
 static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind kind, const char *symbol,
                          Arena *scratch, Diag *diag, Unit **out_units, size_t *out_count, int64_t *out_scratch_bytes) {
@@ -387,12 +442,14 @@ static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind
   ObjectCache *cache = options->cache_dir != NULL ? object_cache_create(options->cache_dir, scratch) : NULL;
   Unit *units = arena_array(scratch, plan->kernel_count + 1, Unit);
   Unit **unit_of = arena_array(scratch, plan->kernel_count, Unit *);
+  RoutineList *routines = create_routine_list(scratch);
   size_t count = 0;
   for (size_t i = 0; i < plan->kernel_count; i++) {
     assert(plan->kernels[i].code <= i);
     if (plan->kernels[i].code < i) continue;
     unit_of[i] = &units[count++];
     *unit_of[i] = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .kernel = &plan->kernels[i], .cache = cache};
+    unit_of[i]->routine_list = routines;
   }
   const Jobs jobs = {
       .count = count, .run = run_unit, .context = queue_units(units, count, scratch), .create_worker = create_machines};
@@ -435,12 +492,39 @@ typedef struct Request {
   Text *text;
 } Request;
 
-static void comment_kernel(Text *text, const Unit *unit, bool assembly) {
-  const PlanKernel *kernel = unit->kernel;
+/* What is linked, or printed. */
+typedef struct Piece {
+  const Unit *unit;
+  const char *routine; /* NULL: all of the unit but its routines */
+  const Code *code;
+} Piece;
+
+/* Routines before the first kernel that calls them. */
+static Piece *list_pieces(Unit *units, size_t count, Arena *arena, size_t *out_count) {
+  size_t limit = count, pieces = 0;
+  for (size_t i = 0; i < count; i++) limit += units[i].routine_count;
+  Piece *list = arena_array(arena, limit, Piece);
+  for (size_t i = 0; i < count; i++) {
+    for (size_t k = 0; k < units[i].routine_count; k++) {
+      Routine *routine = units[i].routines[k];
+      if (routine->listed) continue;
+      routine->listed = true;
+      list[pieces++] = (Piece){&units[i], routine->name, &routine->code};
+    }
+    list[pieces++] = (Piece){&units[i], NULL, &units[i].code};
+  }
+  *out_count = pieces;
+  return list;
+}
+
+static void comment_piece(Text *text, const Piece *piece, bool assembly) {
+  const PlanKernel *kernel = piece->unit->kernel;
   Text line;
   text_init(&line, text->arena);
   if (kernel == NULL) {
-    text_format(&line, "tables and entry points of %s", unit->plan->name);
+    text_format(&line, "tables and entry points of %s", piece->unit->plan->name);
+  } else if (piece->routine != NULL) {
+    text_format(&line, "%s: a routine of %s, maybe of others too", piece->routine, kernel->name);
   } else {
     text_format(&line, "%s: %s(", kernel->name, kernel_kind(kernel, text->arena));
     for (int32_t i = 0; i <= kernel->input_count; i++) {
@@ -468,15 +552,16 @@ static bool request_run(const Request *request, Arena *scratch) {
   if (!compile_plan(request->plan, request->options, request->kind, request->symbol, scratch, request->diag, &units,
                     &count, &scratch_bytes))
     return false;
+  const Piece *pieces = list_pieces(units, count, scratch, &count);
   if (request->objects != NULL) {
     Code *codes = arena_array(request->arena, count, Code);
     for (size_t i = 0; i < count; i++)
-      codes[i] = (Code){arena_copy(request->arena, units[i].code.data, units[i].code.size), units[i].code.size};
+      codes[i] = (Code){arena_copy(request->arena, pieces[i].code->data, pieces[i].code->size), pieces[i].code->size};
     *request->objects = (CpuObjects){codes, count, request->symbol, scratch_bytes};
   } else {
     for (size_t i = 0; i < count; i++) {
-      comment_kernel(request->text, &units[i], request->kind == OUTPUT_ASSEMBLY);
-      text_add_n(request->text, units[i].code.data, units[i].code.size);
+      comment_piece(request->text, &pieces[i], request->kind == OUTPUT_ASSEMBLY);
+      text_add_n(request->text, pieces[i].code->data, pieces[i].code->size);
       text_add(request->text, "\n");
     }
   }

@@ -182,7 +182,7 @@ bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
   int64_t tiles = ceil_div(shape->out_width, emit->target->fma ? DEPTHWISE_PIXELS : DEPTHWISE_PIXELS_UNFUSED);
   out_work->scratch_bytes = ride_begin(emit, 0, shape->out_width);
 
-  EmitLoop item = emit_loop_begin(emit, emit->begin, emit->end, 1, "item");
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   const int64_t extents[3] = {1, blocks, shape->out_height};
   Value digits[3];
   emit_split(emit, item.index, 3, extents, digits);
@@ -198,7 +198,7 @@ bool cpu_conv_depthwise(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
   for (int part = 0; part < 2; part++) {
     int64_t count = part == 0 ? wide : tiles - wide, pixels = part == 0 ? narrow + 1 : narrow;
     if (count == 0) continue;
-    EmitLoop x = emit_loop_count(emit, count, 1, "tile");
+    EmitLoop x = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, count), 1, "tile");
     int64_t begin = part == 0 ? 0 : wide * (narrow + 1);
     emit_depthwise_tile(&state, pixels, digits[2], emit_add_int(emit, emit_mul_int(emit, x.index, pixels), begin));
     emit_loop_end(emit, &x);

@@ -97,20 +97,30 @@ static Value integers(Emit *emit, uint32_t value) {
   return LLVMConstVector(lanes, TILE);
 }
 
+/* The upper halves of two numbers as one word. As `or` and `and` it takes LLVM long to look through, and becomes a
+ * permutation, which takes the processor longer. */
+static Value upper_halves(Emit *emit, Value first, Value second) {
+  enum { FIRST_OR_SECOND_AND_THIRD = 0xf8 };
+  Value lower = LLVMBuildLShr(emit->builder, first, integers(emit, 16), "");
+  Value table = LLVMConstInt(emit->i32, FIRST_OR_SECOND_AND_THIRD, 0);
+  return intrinsic(emit, "llvm.x86.avx512.pternlog.d.512", (Value[]){lower, second, integers(emit, 0xffff0000), table},
+                   4);
+}
+
 /* A number of bf16 is the upper half of one of f32. */
 void split_pairs(Emit *emit, int32_t parts, bool cut, Value first, Value second, Value *out_words) {
   const LLVMTypeRef integer = LLVMVectorType(emit->i32, TILE), number = emit_float_type(emit, TILE);
-  Value numbers[2] = {first, second}, bits[2], upper[2];
+  Value numbers[2] = {first, second}, bits[2];
   for (int32_t part = 0; part < parts; part++) {
     for (int i = 0; i < 2; i++) {
       bits[i] = LLVMBuildBitCast(emit->builder, numbers[i], integer, "");
       if (!cut) bits[i] = LLVMBuildAdd(emit->builder, bits[i], integers(emit, 0x8000), "");
-      upper[i] = LLVMBuildAnd(emit->builder, bits[i], integers(emit, 0xffff0000), "");
     }
-    out_words[part] =
-        LLVMBuildOr(emit->builder, LLVMBuildLShr(emit->builder, bits[0], integers(emit, 16), ""), upper[1], "");
-    for (int i = 0; part + 1 < parts && i < 2; i++)
-      numbers[i] = emit_fsub(emit, numbers[i], LLVMBuildBitCast(emit->builder, upper[i], number, ""));
+    out_words[part] = upper_halves(emit, bits[0], bits[1]);
+    for (int i = 0; part + 1 < parts && i < 2; i++) {
+      Value upper = LLVMBuildAnd(emit->builder, bits[i], integers(emit, 0xffff0000), "");
+      numbers[i] = emit_fsub(emit, numbers[i], LLVMBuildBitCast(emit->builder, upper, number, ""));
+    }
   }
 }
 
@@ -118,9 +128,16 @@ void store_words(Emit *emit, Value base, Value offset, Value words) {
   emit_store(emit, base, offset, LLVMBuildBitCast(emit->builder, words, emit_float_type(emit, TILE), ""));
 }
 
-/* One channel of 16 filters from `offset` on. */
-static Value load_filters(Emit *emit, const PlanKernel *kernel, Value offset) {
-  return emit_load_strided(emit, emit->inputs[0], offset, kernel->inputs[0].storage.stride[0], TILE);
+/* Two channels of `count` filters, the first from `offset` on and the other 16 behind it, to `buffer`, one after the
+ * other: code that puts vectors together lane by lane takes LLVM five times as long. */
+static void gather_filters(Emit *emit, const PlanKernel *kernel, Value offset, int64_t count, Value buffer) {
+  const int64_t *stride = kernel->inputs[0].storage.stride;
+  EmitLoop filter = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, count), 1, "filter");
+  Value from = emit_address(emit, emit->inputs[0], emit_add(emit, offset, emit_mul_int(emit, filter.index, stride[0])));
+  for (int64_t i = 0; i < 2; i++)
+    emit_store(emit, buffer, emit_add_int(emit, filter.index, i * count),
+               emit_load(emit, from, emit_int(emit, i * TILE * stride[1]), 1));
+  emit_loop_end(emit, &filter);
 }
 
 /* A row of two channels of 16 filters, to its place in a block's first part; of no parts: whole. */
@@ -156,12 +173,12 @@ bool cpu_convert_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
                   emit_add(emit, emit_mul_int(emit, digit[2], stride[2]), emit_mul_int(emit, digit[3], stride[3])));
   const int64_t size = (parts > 0 ? parts : 2) * (filters / TILE) * TILE_FLOATS, row_size = parts > 0 ? TILE : 2 * TILE;
   Value to = emit_add_int(emit, emit_mul_int(emit, item.index, size), out->storage.origin);
+  Value buffer = emit_variable(emit, LLVMArrayType(emit->f32, (unsigned)(2 * filters)), "filters");
   EmitLoop pair = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, TILE), 1, "pair");
+  gather_filters(emit, kernel, emit_add(emit, from, emit_mul_int(emit, pair.index, stride[1])), filters, buffer);
   for (int64_t block = 0; block < filters / TILE; block++) {
-    Value at = emit_add_int(emit, emit_add(emit, from, emit_mul_int(emit, pair.index, stride[1])),
-                            block * TILE * stride[0]);
-    Value first = load_filters(emit, kernel, at);
-    Value second = load_filters(emit, kernel, emit_add_int(emit, at, TILE * stride[1]));
+    Value first = emit_load(emit, buffer, emit_int(emit, block * TILE), TILE);
+    Value second = emit_load(emit, buffer, emit_int(emit, filters + block * TILE), TILE);
     Value place = emit_add_int(emit, emit_add(emit, to, emit_mul_int(emit, pair.index, row_size)), block * TILE_FLOATS);
     store_row(emit, parts, place, first, second);
   }
@@ -183,8 +200,28 @@ static int64_t phase_count(int64_t taps, int64_t stride, int64_t dilation) {
 /* The last tap of a phase. */
 static int64_t last_tap(int64_t taps, int64_t phases, int64_t phase) { return phase + (taps - 1 - phase) / phases * phases; }
 
+/* Part of a row of the input. Arguments: addresses of its first pixel and of its place in the split input, and how many
+ * pixels there are. */
+static EmitRoutine row_routine(const TileConv *conv) {
+  Emit *emit = conv->emit;
+  const int64_t *stride = conv->input->storage.stride;
+  Value arguments[3], words[PARTS_MAX];
+  EmitRoutine routine = emit_routine_begin(emit, "split_row", 2, 1, arguments);
+  EmitLoop column = emit_loop_begin(emit, emit_int(emit, 0), arguments[2], 1, "input_column");
+  Value from = emit_address(emit, arguments[0], emit_mul_int(emit, column.index, conv->shape.stride_width * stride[3]));
+  Value to = emit_address(emit, arguments[1], emit_mul_int(emit, column.index, TILE));
+  split_pairs(emit, conv->parts, false, emit_load(emit, from, emit_int(emit, 0), TILE),
+              emit_load(emit, from, emit_int(emit, stride[1]), TILE), words);
+  for (int32_t part = 0; part < conv->parts; part++)
+    store_words(emit, to, emit_int(emit, part * conv->part), words[part]);
+  emit_loop_end(emit, &column);
+  emit_routine_end(emit, &routine);
+  return routine;
+}
+
 /* A phase of the input of `count` output rows, whose first pixel is at `corner`, for `step` of the input channels. */
-static void split_phase(const TileConv *conv, const int64_t phase[2], Value corner, Value count, Value step) {
+static void split_phase(const TileConv *conv, const EmitRoutine *split_row, const int64_t phase[2], Value corner,
+                        Value count, Value step) {
   Emit *emit = conv->emit;
   const ConvShape *shape = &conv->shape;
   const Storage *in = &conv->input->storage;
@@ -199,15 +236,10 @@ static void split_phase(const TileConv *conv, const int64_t phase[2], Value corn
                             from_row * in->stride[2] + from_column * in->stride[3]);
   from = emit_add(emit, from, emit_mul_int(emit, row.index, shape->stride_height * in->stride[2]));
   Value to = emit_add(emit, emit_mul_int(emit, step, conv->block), emit_mul_int(emit, row.index, conv->columns * TILE));
-  EmitLoop column = emit_loop_count(emit, shape->out_width + right / shape->stride_width, 1, "input_column");
-  Value pixel = emit_add(emit, from, emit_mul_int(emit, column.index, shape->stride_width * in->stride[3]));
-  Value place = emit_add_int(emit, emit_add(emit, to, emit_mul_int(emit, column.index, TILE)), plane * TILE);
-  Value words[PARTS_MAX];
-  split_pairs(emit, conv->parts, false, emit_load(emit, emit->inputs[0], pixel, TILE),
-        emit_load(emit, emit->inputs[0], emit_add_int(emit, pixel, in->stride[1]), TILE), words);
-  for (int32_t part = 0; part < conv->parts; part++)
-    store_words(emit, conv->split, emit_add_int(emit, place, part * conv->part), words[part]);
-  emit_loop_end(emit, &column);
+  const Value pixels[] = {emit_address(emit, emit->inputs[0], from),
+                          emit_address(emit, conv->split, emit_add_int(emit, to, plane * TILE)),
+                          emit_int(emit, shape->out_width + right / shape->stride_width)};
+  emit_routine_call(emit, split_row, pixels);
   emit_loop_end(emit, &row);
 }
 
@@ -219,10 +251,11 @@ static void split_input(const TileConv *conv, Value image, Value first, Value co
   Value corner = emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]),
                               in->origin - shape->pad_top * in->stride[2] - shape->pad_left * in->stride[3]);
   corner = emit_add(emit, corner, emit_mul_int(emit, first, shape->stride_height * in->stride[2]));
+  const EmitRoutine split_row = row_routine(conv);
   EmitLoop step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->steps), 1, "input_step");
   for (int64_t i = 0; i < conv->phases[0]; i++)
     for (int64_t j = 0; j < conv->phases[1]; j++)
-      split_phase(conv, (const int64_t[2]){i, j}, corner, count, step.index);
+      split_phase(conv, &split_row, (const int64_t[2]){i, j}, corner, count, step.index);
   emit_loop_end(emit, &step);
 }
 
@@ -300,38 +333,88 @@ void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value fi
 
 /* --- output ------------------------------------------------------------------------------------------ */
 
-/* Of one of the panel's blocks of output channels; NULL: none. */
-static Value load_bias(const TileConv *conv, Value panel, int part) {
+/* Of a block of output channels; NULL: none. */
+static Value load_bias(const TileConv *conv, Value block) {
   Emit *emit = conv->emit;
   if (conv->bias == NULL) return NULL;
-  Value channel = emit_add_int(emit, emit_mul_int(emit, panel, CHANNELS), part * TILE);
+  Value channel = emit_mul_int(emit, block, TILE);
   return emit_load(emit, emit->inputs[2], emit_add_int(emit, channel, conv->bias->storage.origin), TILE);
 }
 
 static void finish(const TileConv *conv, Value image, Value panel, Value first, Value count) {
   Emit *emit = conv->emit;
   const Storage *out = &conv->output->storage;
-  for (int part = 0; part < 2; part++) {
-    Value block = emit_add_int(emit, emit_mul_int(emit, panel, 2), part);
-    EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "output_row");
-    Value y = emit_add(emit, first, row.index);
-    const Value start[4] = {image, block, y, NULL};
-    Value base = emit_address(emit, emit->output, emit_offset(emit, conv->output, start));
-    Value sums =
-        emit_add_int(emit, emit_mul_int(emit, row.index, conv->pitch * TILE), part * conv->tiles * TILE * TILE);
-    Value bias = load_bias(conv, panel, part);
-    EmitLoop x = emit_loop_count(emit, conv->shape.out_width, 1, "output_column");
-    const Value index[4] = {image, block, y, x.index};
-    Value sum = emit_load(emit, conv->sums, emit_add(emit, sums, emit_mul_int(emit, x.index, TILE)), TILE);
-    if (bias != NULL) sum = emit_fadd(emit, sum, bias);
-    emit_store(emit, base, emit_mul_int(emit, x.index, out->stride[3]), emit_epilogue(emit, sum, index, TILE));
-    ride_take(emit, block);
-    emit_loop_end(emit, &x);
-    ride_row(emit);
-    if (out->halo[0] != 0 || out->halo[1] != 0 || out->halo[2] != 0 || out->halo[3] != 0)
-      emit_halo(emit, image, block, y);
-    emit_loop_end(emit, &row);
-  }
+  EmitLoop part = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, 2), 1, "output_block");
+  Value block = emit_add(emit, emit_mul_int(emit, panel, 2), part.index), bias = load_bias(conv, block);
+  EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "output_row");
+  Value y = emit_add(emit, first, row.index);
+  const Value start[4] = {image, block, y, NULL};
+  Value base = emit_address(emit, emit->output, emit_offset(emit, conv->output, start));
+  Value sums = emit_add(emit, emit_mul_int(emit, row.index, conv->pitch * TILE),
+                        emit_mul_int(emit, part.index, conv->tiles * TILE_FLOATS));
+  EmitLoop x = emit_loop_count(emit, conv->shape.out_width, 1, "output_column");
+  const Value index[4] = {image, block, y, x.index};
+  Value sum = emit_load(emit, conv->sums, emit_add(emit, sums, emit_mul_int(emit, x.index, TILE)), TILE);
+  if (bias != NULL) sum = emit_fadd(emit, sum, bias);
+  emit_store(emit, base, emit_mul_int(emit, x.index, out->stride[3]), emit_epilogue(emit, sum, index, TILE));
+  ride_take(emit, block);
+  emit_loop_end(emit, &x);
+  ride_row(emit);
+  emit_loop_end(emit, &row);
+  emit_loop_end(emit, &part);
+}
+
+static void clear_halo(const TileConv *conv, Value image, Value panel, Value first, Value count) {
+  Emit *emit = conv->emit;
+  EmitLoop part = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, 2), 1, "halo_block");
+  Value block = emit_add(emit, emit_mul_int(emit, panel, 2), part.index);
+  emit_halo_rows(emit, image, block, first, emit_add(emit, first, count));
+  emit_loop_end(emit, &part);
+}
+
+/* --- parts of the kernel ----------------------------------------------------------------------------- */
+
+static void place_memory(TileConv *conv) {
+  Emit *emit = conv->emit;
+  conv->sums = emit->scratch;
+  conv->split = emit_address(emit, conv->sums, emit_int(emit, 2 * conv->tiles * TILE_FLOATS));
+  conv->filters = emit_address(emit, conv->split, emit_int(emit, conv->parts * conv->part));
+}
+
+/* Arguments: image, first row and number of rows. */
+static EmitRoutine split_part(TileConv *conv) {
+  Value rows[3];
+  EmitRoutine routine = emit_part_begin(conv->emit, "split_input", 3, rows);
+  place_memory(conv);
+  split_input(conv, rows[0], rows[1], rows[2]);
+  emit_routine_end(conv->emit, &routine);
+  return routine;
+}
+
+/* Arguments: the panel, and turns since the kernel's begin. */
+static EmitRoutine multiply_part(TileConv *conv) {
+  Emit *emit = conv->emit;
+  Value arguments[2];
+  EmitRoutine routine = emit_part_begin(emit, "multiply", 2, arguments);
+  place_memory(conv);
+  conv->turns_done = emit_variable(emit, emit->i64, "turns_done");
+  emit_set(emit, conv->turns_done, arguments[1]);
+  if (conv->whole)
+    multiply_whole(conv, arguments[0]);
+  else
+    multiply_split(conv, arguments[0]);
+  emit_routine_end(emit, &routine);
+  return routine;
+}
+
+/* Arguments: image, panel, first row and number of rows. */
+static EmitRoutine finish_part(TileConv *conv) {
+  Value arguments[4];
+  EmitRoutine routine = emit_part_begin(conv->emit, "finish", 4, arguments);
+  place_memory(conv);
+  finish(conv, arguments[0], arguments[1], arguments[2], arguments[3]);
+  emit_routine_end(conv->emit, &routine);
+  return routine;
 }
 
 /* --- items ------------------------------------------------------------------------------------------- */
@@ -393,13 +476,17 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   *out_work = work_per_image(shape->images, conv->chunks * conv->panels);
   out_work->scratch_bytes = (sums + split + (conv->whole ? whole_scratch() : 0)) * (int64_t)sizeof(float);
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, shape->out_width);
-  conv->sums = emit->scratch;
-  conv->split = emit_address(emit, emit->scratch, emit_int(emit, sums));
-  conv->filters = emit_address(emit, conv->split, emit_int(emit, split));
+  const bool rides = emit->riding != NULL; /* reductions keep their state in the kernel */
+  const EmitRoutine split_rows = split_part(conv), multiplies = multiply_part(conv);
+  EmitRoutine finishes;
+  if (!rides) finishes = finish_part(conv);
+  emit->quick = !rides;
+  place_memory(conv);
   configure_tiles(emit);
   Value known = emit_variable(emit, emit->i64, "known_rows");
   emit_set(emit, known, emit_int(emit, -1));
-  conv->turns_done = emit_variable(emit, emit->i64, "turns_done");
+  Value turns_done = emit_variable(emit, emit->i64, "turns_done");
+  emit_set(emit, turns_done, emit_int(emit, 0));
   if (conv->whole) begin_whole(conv);
 
   EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
@@ -410,16 +497,19 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   Value place = emit_div_int(emit, item.index, conv->panels);
   EmitIf same = emit_if(emit, emit_equal(emit, place, emit_get(emit, emit->i64, known)), "same_rows");
   emit_else(emit, &same);
-  split_input(conv, image, first, count);
+  emit_routine_call(emit, &split_rows, (Value[]){image, first, count});
   emit_set(emit, known, place);
   emit_end_if(emit, &same);
 
   ride_item(emit);
-  if (conv->whole)
-    multiply_whole(conv, panel);
+  Value turns = emit_get(emit, emit->i64, turns_done);
+  emit_routine_call(emit, &multiplies, (Value[]){panel, turns});
+  if (conv->whole) emit_set(emit, turns_done, emit_add_int(emit, turns, whole_turns(conv)));
+  if (rides)
+    finish(conv, image, panel, first, count);
   else
-    multiply_split(conv, panel);
-  finish(conv, image, panel, first, count);
+    emit_routine_call(emit, &finishes, (Value[]){image, panel, first, count});
+  clear_halo(conv, image, panel, first, count);
   ride_item_end(emit, item.index);
   emit_loop_end(emit, &item);
   intrinsic(emit, "llvm.x86.tilerelease", NULL, 0);

@@ -77,6 +77,8 @@ void multiply_whole(const TileConv *conv, Value panel);
 enum { WHOLE_TILES = 12 };
 /* Elements of scratch memory for split filters. */
 int64_t whole_scratch(void);
+/* Turns of a panel. */
+int64_t whole_turns(const TileConv *conv);
 /* Before the first item: splits its filters' first tap. */
 void begin_whole(const TileConv *conv);
 

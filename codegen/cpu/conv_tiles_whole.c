@@ -51,6 +51,8 @@ static Value turn_filters(const TileConv *conv, Value turn) {
   return tap_filters(conv, emit_add(emit, emit_mul_int(emit, block, block_taps(conv)), tap));
 }
 
+int64_t whole_turns(const TileConv *conv) { return 2 * block_turns(conv); }
+
 int64_t whole_scratch(void) { return KEPT * SPLIT; }
 
 /* Where the filters of a turn are when they are split; `count`: turns before it. */
@@ -70,7 +72,6 @@ void begin_whole(const TileConv *conv) {
             emit_address(emit, parts, emit_mul_int(emit, row.index, TILE)), 0);
   emit_loop_end(emit, &row);
   emit_loop_end(emit, &turn);
-  emit_set(emit, conv->turns_done, emit_int(emit, 0));
 }
 
 /* Filters are split from `source` to `parts`, and lines from `fetched` on asked for. */

@@ -22,6 +22,9 @@
  * panels as items U may be made here, of a part of the channels at a time that the second-level cache holds: then
  * only the filters come from memory. M is summed up over the parts.
  *
+ * What takes the time is in three routines: the transform of the image, the products, and the transform back, in which
+ * alone kernels with the same shapes but different epilogues differ.
+ *
  * An output depends on its own tile only, and every sum runs over the channels in order, so that results do not depend
  * on how items are divided or grouped. */
 #include "base/checked.h"
@@ -54,6 +57,7 @@ typedef struct Winograd {
   int64_t fetch_lines; /* cache lines of the next part's filters that a product of a register block fetches */
   /* the products of a register block: base tiles, base + 1 tiles, all tiles of `images` images */
   EmitRoutine product, larger_product, images_product;
+  EmitRoutine transform, multiply, finish; /* parts of the kernel */
   int64_t images;
   bool tiles_operand, panel_items; /* see above */
   /* of the current group */
@@ -89,6 +93,22 @@ static TileBlock tile_block(const Winograd *winograd, Value item) {
   return block;
 }
 
+/* Where the numbers are of a group whose first register block is number `item`. Parts of the kernel begin with this. */
+static void open_group(Winograd *winograd, Value item) {
+  Emit *emit = winograd->emit;
+  const Storage *in = &winograd->input->storage;
+  winograd->origin = emit_int(emit, 0);
+  const TileBlock block = tile_block(winograd, item);
+  winograd->origin = block.row;
+  winograd->v = emit->scratch;
+  if (winograd->tiles_operand)
+    winograd->v = emit_address(emit, emit->inputs[0],
+                               emit_add_int(emit, emit_mul_int(emit, block.image, in->stride[0]), in->origin));
+  const int64_t v_elements = winograd->tiles_operand ? 0 : winograd->positions * winograd->v_plane;
+  winograd->m = emit_address(emit, emit->scratch, emit_int(emit, v_elements));
+  winograd->u = emit_address(emit, winograd->m, emit_int(emit, winograd->positions * winograd->m_plane));
+}
+
 static int64_t largest_block(const Winograd *winograd) { return winograd->base + (winograd->larger > 0); }
 
 /* --- input ------------------------------------------------------------------------------------------- */
@@ -96,7 +116,7 @@ static int64_t largest_block(const Winograd *winograd) { return winograd->base +
 static void transform_block(const Winograd *winograd, const TileBlock *block) {
   Emit *emit = winograd->emit;
   const Storage *in = &winograd->input->storage;
-  EmitLoop tile = emit_loop_begin(emit, emit_int(emit, 0), block->count, 1, "input_tile");
+  EmitLoop tile = emit_loop_outer(emit, emit_int(emit, 0), block->count, 1, "input_tile");
   Value digit[2];
   emit_split(emit, emit_add(emit, block->first, tile.index), 2, (int64_t[]){1, winograd->grid.columns}, digit);
   Value corner = emit_add(emit, emit_mul_int(emit, digit[0], winograd->outputs * in->stride[2]),
@@ -105,13 +125,27 @@ static void transform_block(const Winograd *winograd, const TileBlock *block) {
   corner = emit_add_int(
       emit, corner, in->origin - winograd->shape.pad_top * in->stride[2] - winograd->shape.pad_left * in->stride[3]);
   Value place = emit_mul_int(emit, emit_add(emit, block->row, tile.index), winograd->row);
-  EmitLoop channel = emit_loop_count(emit, winograd->row / winograd->lanes, 1, "input_block");
+  EmitLoop channel =
+      emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->row / winograd->lanes), 1, "input_block");
   Value input = emit_add(emit, corner, emit_mul_int(emit, channel.index, in->stride[1]));
   Value output = emit_add(emit, place, emit_mul_int(emit, channel.index, winograd->lanes));
   winograd_input_tile(emit, winograd->outputs, winograd->input, emit_address(emit, emit->inputs[0], input),
                       emit_address(emit, winograd->v, output), winograd->v_plane);
   emit_loop_end(emit, &channel);
   emit_loop_end(emit, &tile);
+}
+
+/* A part: the tiles of as many register blocks, from a number on, as its arguments say. */
+static void transform_part(Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  Value range[2];
+  winograd->transform = emit_part_begin(emit, "transform", 2, range);
+  open_group(winograd, range[0]);
+  EmitLoop number = emit_loop_outer(emit, emit_int(emit, 0), range[1], 1, "transform");
+  const TileBlock block = tile_block(winograd, emit_add(emit, range[0], number.index));
+  transform_block(winograd, &block);
+  emit_loop_end(emit, &number);
+  emit_routine_end(emit, &winograd->transform);
 }
 
 /* --- products ---------------------------------------------------------------------------------------- */
@@ -170,7 +204,7 @@ static EmitRoutine product_routine(const Winograd *winograd, const char *name, i
   int64_t width = vectors * winograd->lanes, looped = channels / CHANNEL_UNROLL * CHANNEL_UNROLL;
   LLVMTypeRef vector = emit_float_type(emit, winograd->lanes);
   Value arguments[4];
-  EmitRoutine routine = emit_routine_begin(emit, name, 4, arguments);
+  EmitRoutine routine = emit_routine_begin(emit, name, 4, 0, arguments);
   Value tiles = arguments[0], filters = arguments[1], products = arguments[2];
   Value *sums = arena_array(emit->arena, (size_t)(rows * vectors), Value);
   for (int64_t i = 0; i < rows * vectors; i++) {
@@ -320,11 +354,11 @@ static void store_tile(OutputTile *tile, Value tile_row, Value tile_column, cons
 /* The tiles of a register block, for vectors [begin, end) of channels. */
 static void finish_block(const Winograd *winograd, const TileBlock *block, Value begin, Value end) {
   Emit *emit = winograd->emit;
-  EmitLoop tile = emit_loop_begin(emit, emit_int(emit, 0), block->count, 1, "output_tile");
+  EmitLoop tile = emit_loop_outer(emit, emit_int(emit, 0), block->count, 1, "output_tile");
   Value digit[2];
   emit_split(emit, emit_add(emit, block->first, tile.index), 2, (int64_t[]){1, winograd->grid.columns}, digit);
   Value row = emit_mul_int(emit, emit_add(emit, block->row, tile.index), winograd->m_row);
-  EmitLoop vector = emit_loop_begin(emit, begin, end, 1, "output_vector");
+  EmitLoop vector = emit_loop_outer(emit, begin, end, 1, "output_vector");
   Value column = emit_mul_int(emit, emit_sub(emit, vector.index, begin), winograd->lanes);
   Value products = emit_address(emit, winograd->m, emit_add(emit, row, column));
   Value values[WINOGRAD_MAX_SIZE * WINOGRAD_MAX_SIZE];
@@ -359,9 +393,7 @@ static void emit_block_halo(const Winograd *winograd, const TileBlock *block, Va
   Value end_y =
       emit_min(emit, emit_mul_int(emit, end_row, winograd->outputs), emit_int(emit, winograd->shape.out_height));
   EmitLoop vector = emit_loop_outer(emit, begin, end, 1, "halo_vector");
-  EmitLoop y = emit_loop_outer(emit, emit_mul_int(emit, first_row, winograd->outputs), end_y, 1, "halo_row");
-  emit_halo(emit, block->image, vector.index, y.index);
-  emit_loop_end(emit, &y);
+  emit_halo_rows(emit, block->image, vector.index, emit_mul_int(emit, first_row, winograd->outputs), end_y);
   emit_loop_end(emit, &vector);
 }
 
@@ -437,45 +469,76 @@ static void multiply_transforming(const Winograd *winograd, Value item, Value co
   emit_loop_end(emit, &part);
 }
 
-/* Register blocks [0, count) from `item` on, for panels [begin, end): one panel when U is made here.
- * `blocks_are_items`: each register block is an item; else all of it is part of one. */
-static void emit_group(const Winograd *winograd, Value item, Value count, Value begin, Value end,
-                       bool blocks_are_items) {
-  Emit *emit = winograd->emit;
-  if (winograd->transforms)
-    multiply_transforming(winograd, item, count, begin);
-  else
-    multiply(winograd, item, count, begin, end);
+/* Parts have these arguments: register blocks [0, count) from `item` on, for panels [begin, end). */
+enum { ITEM, COUNT, BEGIN, END, GROUP_ARGUMENTS };
 
-  Value first_vector = emit_mul_int(emit, begin, winograd->panel_vectors);
-  Value end_vector =
-      emit_min(emit, emit_int(emit, winograd->filter_vectors), emit_mul_int(emit, end, winograd->panel_vectors));
-  EmitLoop number = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "finish");
-  TileBlock block = tile_block(winograd, emit_add(emit, item, number.index));
-  if (blocks_are_items) ride_item(emit);
-  finish_block(winograd, &block, first_vector, end_vector);
-  if (blocks_are_items) ride_item_end(emit, emit_add(emit, item, number.index));
+static void multiply_part(Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  Value group[GROUP_ARGUMENTS];
+  winograd->multiply = emit_part_begin(emit, "multiply", GROUP_ARGUMENTS, group);
+  product_routines(winograd);
+  open_group(winograd, group[ITEM]);
+  if (winograd->transforms)
+    multiply_transforming(winograd, group[ITEM], group[COUNT], group[BEGIN]);
+  else
+    multiply(winograd, group[ITEM], group[COUNT], group[BEGIN], group[END]);
+  emit_routine_end(emit, &winograd->multiply);
+}
+
+/* The vectors of channels of panels [begin, end). */
+static void panel_vectors(const Winograd *winograd, Value begin, Value end, Value *out_first, Value *out_end) {
+  Emit *emit = winograd->emit;
+  *out_first = emit_mul_int(emit, begin, winograd->panel_vectors);
+  *out_end = emit_min(emit, emit_int(emit, winograd->filter_vectors), emit_mul_int(emit, end, winograd->panel_vectors));
+}
+
+static void finish_group(const Winograd *winograd, const Value *group) {
+  Emit *emit = winograd->emit;
+  Value first, end;
+  panel_vectors(winograd, group[BEGIN], group[END], &first, &end);
+  EmitLoop number = emit_loop_outer(emit, emit_int(emit, 0), group[COUNT], 1, "finish");
+  const Value item = emit_add(emit, group[ITEM], number.index);
+  const TileBlock block = tile_block(winograd, item);
+  if (!winograd->panel_items) ride_item(emit);
+  finish_block(winograd, &block, first, end);
+  if (!winograd->panel_items) ride_item_end(emit, item);
   emit_loop_end(emit, &number);
-  EmitLoop halo = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "halo");
-  block = tile_block(winograd, emit_add(emit, item, halo.index));
-  emit_block_halo(winograd, &block, first_vector, end_vector);
+}
+
+static void finish_part(Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  Value group[GROUP_ARGUMENTS];
+  winograd->finish = emit_part_begin(emit, "finish", GROUP_ARGUMENTS, group);
+  open_group(winograd, group[ITEM]);
+  finish_group(winograd, group);
+  emit_routine_end(emit, &winograd->finish);
+}
+
+/* Reductions that ride here keep their state in the kernel. */
+static void emit_group(Winograd *winograd, const Value *group) {
+  Emit *emit = winograd->emit;
+  emit_routine_call(emit, &winograd->multiply, group);
+  open_group(winograd, group[ITEM]);
+  if (emit->riding == NULL)
+    emit_routine_call(emit, &winograd->finish, group);
+  else
+    finish_group(winograd, group);
+  Value first, end;
+  panel_vectors(winograd, group[BEGIN], group[END], &first, &end);
+  EmitLoop halo = emit_loop_outer(emit, emit_int(emit, 0), group[COUNT], 1, "halo");
+  const TileBlock block = tile_block(winograd, emit_add(emit, group[ITEM], halo.index));
+  emit_block_halo(winograd, &block, first, end);
   emit_loop_end(emit, &halo);
 }
 
 static void emit_block_items(Winograd *winograd) {
   Emit *emit = winograd->emit;
-  winograd->v = emit->scratch;
-  winograd->m = emit_address(emit, emit->scratch, emit_int(emit, winograd->positions * winograd->v_plane));
-  EmitLoop group = emit_loop_outer(emit, emit->begin, emit->end, winograd->group_blocks, "group");
-  Value count = emit_min(emit, emit_int(emit, winograd->group_blocks), emit_sub(emit, emit->end, group.index));
-  winograd->origin = emit_int(emit, 0);
-  winograd->origin = tile_block(winograd, group.index).row;
-  EmitLoop number = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "transform");
-  TileBlock block = tile_block(winograd, emit_add(emit, group.index, number.index));
-  transform_block(winograd, &block);
-  emit_loop_end(emit, &number);
-  emit_group(winograd, group.index, count, emit_int(emit, 0), emit_int(emit, winograd->panels), true);
-  emit_loop_end(emit, &group);
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, winograd->group_blocks, "group");
+  Value count = emit_min(emit, emit_int(emit, winograd->group_blocks), emit_sub(emit, emit->end, item.index));
+  const Value group[] = {item.index, count, emit_int(emit, 0), emit_int(emit, winograd->panels)};
+  emit_routine_call(emit, &winograd->transform, group);
+  emit_group(winograd, group);
+  emit_loop_end(emit, &item);
 }
 
 /* Item number → image and panel. Where V is at hand items of a panel follow each other, so that a thread reads its part
@@ -493,41 +556,29 @@ static void decode_panel_item(const Winograd *winograd, Value item, Value *out_i
   }
 }
 
-/* V of an image. `known`: a variable, the number of the image that is in the scratch memory. */
-static void provide_tiles(Winograd *winograd, Value image, Value known) {
+/* V of an image, whose register blocks begin with the group's. `known`: a variable, the number of the image that is in
+ * the scratch memory. */
+static void provide_tiles(Winograd *winograd, Value image, const Value *group, Value known) {
   Emit *emit = winograd->emit;
-  const Storage *in = &winograd->input->storage;
-  if (winograd->tiles_operand) {
-    winograd->v =
-        emit_address(emit, emit->inputs[0], emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]), in->origin));
-    return;
-  }
   EmitIf same = emit_if(emit, emit_equal(emit, image, emit_get(emit, emit->i64, known)), "same_image");
   emit_else(emit, &same);
-  EmitLoop number = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->blocks), 1, "transform");
-  TileBlock block = tile_block(winograd, emit_add(emit, emit_mul_int(emit, image, winograd->blocks), number.index));
-  transform_block(winograd, &block);
-  emit_loop_end(emit, &number);
+  emit_routine_call(emit, &winograd->transform, group);
   emit_set(emit, known, image);
   emit_end_if(emit, &same);
 }
 
 static void emit_panel_items(Winograd *winograd) {
   Emit *emit = winograd->emit;
-  int64_t v_elements = winograd->tiles_operand ? 0 : winograd->positions * winograd->v_plane;
-  winograd->v = emit->scratch;
-  winograd->m = emit_address(emit, emit->scratch, emit_int(emit, v_elements));
-  winograd->u = emit_address(emit, winograd->m, emit_int(emit, winograd->positions * winograd->m_plane));
   Value known = emit_variable(emit, emit->i64, "known_image");
   emit_set(emit, known, emit_int(emit, -1));
   EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value image, panel;
   decode_panel_item(winograd, item.index, &image, &panel);
-  winograd->origin = emit_mul_int(emit, image, winograd->tiles);
-  provide_tiles(winograd, image, known);
+  const Value group[] = {emit_mul_int(emit, image, winograd->blocks), emit_int(emit, winograd->blocks), panel,
+                         emit_add_int(emit, panel, 1)};
+  if (!winograd->tiles_operand) provide_tiles(winograd, image, group, known);
   ride_item(emit);
-  emit_group(winograd, emit_mul_int(emit, image, winograd->blocks), emit_int(emit, winograd->blocks), panel,
-             emit_add_int(emit, panel, 1), false);
+  emit_group(winograd, group);
   ride_item_end(emit, item.index);
   emit_loop_end(emit, &item);
 }
@@ -602,12 +653,15 @@ bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   }
   winograd->images = winograd->blocks == 1 ? kernel->choice.tile_pixels / winograd->tiles : 1;
   if (winograd->images > winograd->group_blocks) winograd->images = winograd->group_blocks;
-  product_routines(winograd);
   *out_work = work_per_image(winograd->shape.images, panels ? winograd->panels : winograd->blocks);
   int64_t planes = winograd->m_plane + winograd->u_plane + (tiles ? 0 : winograd->v_plane);
   out_work->scratch_bytes = winograd->positions * planes * (int64_t)sizeof(float);
   int64_t tile_vectors = winograd->filter_vectors * winograd->outputs * winograd->outputs;
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, tile_vectors);
+  if (!tiles) transform_part(winograd);
+  multiply_part(winograd);
+  if (emit->riding == NULL) finish_part(winograd);
+  emit->quick = emit->riding == NULL;
   if (panels)
     emit_panel_items(winograd);
   else

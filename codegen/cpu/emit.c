@@ -171,43 +171,6 @@ void emit_vector_loop(Emit *emit, int64_t count, int32_t lanes, EmitVectorBody b
   }
 }
 
-enum { ROUTINE_MAX_ARGUMENTS = 8, ROUTINE_MAX_ATTRIBUTES = 32 };
-
-static LLVMTypeRef routine_type(Emit *emit, unsigned pointers) {
-  LLVMTypeRef types[ROUTINE_MAX_ARGUMENTS];
-  assert(pointers <= ROUTINE_MAX_ARGUMENTS);
-  for (unsigned i = 0; i < pointers; i++) types[i] = emit->pointer;
-  return LLVMFunctionType(emit->void_type, types, pointers, 0);
-}
-
-EmitRoutine emit_routine_begin(Emit *emit, const char *name, unsigned pointers, Value *out_arguments) {
-  EmitRoutine routine = {.caller = emit->function, .call_site = LLVMGetInsertBlock(emit->builder)};
-  routine.function = LLVMAddFunction(emit->module, name, routine_type(emit, pointers));
-  LLVMSetLinkage(routine.function, LLVMInternalLinkage);
-  /* the kernel's instruction set, tuning and stack rules */
-  LLVMAttributeIndex whole = (LLVMAttributeIndex)LLVMAttributeFunctionIndex;
-  LLVMAttributeRef attributes[ROUTINE_MAX_ATTRIBUTES];
-  unsigned count = LLVMGetAttributeCountAtIndex(emit->function, whole);
-  assert(count <= ROUTINE_MAX_ATTRIBUTES);
-  LLVMGetAttributesAtIndex(emit->function, whole, attributes);
-  for (unsigned i = 0; i < count; i++) LLVMAddAttributeAtIndex(routine.function, whole, attributes[i]);
-  for (unsigned i = 0; i < pointers; i++) out_arguments[i] = LLVMGetParam(routine.function, i);
-  emit->function = routine.function;
-  LLVMPositionBuilderAtEnd(emit->builder, LLVMAppendBasicBlockInContext(emit->context, routine.function, "entry"));
-  return routine;
-}
-
-void emit_routine_end(Emit *emit, const EmitRoutine *routine) {
-  LLVMBuildRetVoid(emit->builder);
-  emit->function = routine->caller;
-  LLVMPositionBuilderAtEnd(emit->builder, routine->call_site);
-}
-
-void emit_routine_call(Emit *emit, const EmitRoutine *routine, Value *arguments) {
-  unsigned pointers = LLVMCountParams(routine->function);
-  LLVMBuildCall2(emit->builder, routine_type(emit, pointers), routine->function, arguments, pointers, "");
-}
-
 /* --- variables --------------------------------------------------------------------------------------- */
 
 Value emit_variable(Emit *emit, LLVMTypeRef type, const char *name) {

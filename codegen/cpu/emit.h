@@ -28,7 +28,18 @@ typedef struct Emit {
   struct Reductions *riding; /* the state of reductions.c; NULL: the kernel computes none */
   Value batch, thread, begin, end, scratch; /* scratch: of this thread */
   int64_t max_batch; /* of the program: batch is never more */
+  const char *symbol; /* that those of routines begin with */
+  bool quick; /* set by a cpu_X that has all loops that take time in routines: the kernel itself is translated quickly */
+  Value operands; /* address of the kernel's table of operands */
+  LLVMModuleRef kernel_module;
+  const struct RoutineModule *routines; /* that are complete, the last one first */
 } Emit;
+
+typedef struct RoutineModule {
+  LLVMModuleRef module;
+  const char *name;
+  const struct RoutineModule *before;
+} RoutineModule;
 
 /* What a kernel tells about itself. */
 typedef struct KernelWork {
@@ -97,17 +108,29 @@ Value emit_select(Emit *emit, Value condition, Value yes, Value no);
 typedef void (*EmitVectorBody)(Emit *emit, void *context, int32_t lanes, Value index);
 void emit_vector_loop(Emit *emit, int64_t count, int32_t lanes, EmitVectorBody body, void *context);
 
-/* A function of its own beside the kernel, for the body of an inner loop: LLVM's loop passes take time that grows
- * steeply with the depth of loops and the number of addresses in one function. Between begin and end all code goes into
- * it; it sees its arguments only (pointers), and returns nothing. */
+/* A function of its own, for the body of inner loops: LLVM's loop passes take time that grows steeply with the depth of
+ * loops and the number of addresses in one function. Between begin and end all code goes into it; it sees its arguments
+ * only, some pointers and then some i64, and returns nothing.
+ *
+ * It is also a module of its own, which kernels that have the same routine share, so that it is translated once: its
+ * symbol is `name` and a hash of what it does. But a routine that is begun within another is part of that one. */
 typedef struct EmitRoutine {
   Value function, caller;
+  LLVMTypeRef type;
+  LLVMModuleRef caller_module; /* NULL: of a routine within another */
   LLVMBasicBlockRef call_site;
+  Value operands, output, *inputs, *reductions, scratch; /* of the caller */
+  bool part;
 } EmitRoutine;
 
-EmitRoutine emit_routine_begin(Emit *emit, const char *name, unsigned pointers, Value *out_arguments);
+EmitRoutine emit_routine_begin(Emit *emit, const char *name, unsigned pointers, unsigned integers,
+                               Value *out_arguments);
+/* Sets emit->output, inputs and reductions from emit->operands. */
+void emit_load_operands(Emit *emit);
+/* A routine that sees the kernel's operands and scratch memory as well, where emit says. */
+EmitRoutine emit_part_begin(Emit *emit, const char *name, unsigned integers, Value *out_arguments);
 void emit_routine_end(Emit *emit, const EmitRoutine *routine);
-void emit_routine_call(Emit *emit, const EmitRoutine *routine, Value *arguments);
+void emit_routine_call(Emit *emit, const EmitRoutine *routine, const Value *arguments);
 
 /* --- variables --------------------------------------------------------------------------------------- */
 /* A variable in the function's entry block. */
@@ -189,5 +212,7 @@ const ExprBuilder *emit_expr_builder(Emit *emit, int32_t lanes);
 /* Zeroes the halo of an output around row `y` of (n, block): its left and right columns, and with the first and last row
  * the rows above and below. Every kernel that writes rows calls it once per row; with channels last `block` is NULL. */
 void emit_halo(Emit *emit, Value n, Value block, Value y);
+/* The same for rows [begin, end). */
+void emit_halo_rows(Emit *emit, Value n, Value block, Value begin, Value end);
 
 #endif

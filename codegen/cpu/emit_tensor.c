@@ -184,24 +184,25 @@ Value emit_epilogue(Emit *emit, Value value, const Value *index, int32_t lanes) 
 
 /* --- halo -------------------------------------------------------------------------------------------- */
 
-typedef struct ZeroRun {
-  Value offset;
-} ZeroRun;
-
-static void store_zeros(Emit *emit, void *context, int32_t lanes, Value index) {
-  const ZeroRun *run = context;
-  emit_store(emit, emit->output, emit_add(emit, run->offset, index), emit_float(emit, lanes, 0));
+/* Elements [begin, end) from `offset` on, in vectors of `lanes` that divide them. */
+static void zero_vectors(Emit *emit, Value offset, int64_t begin, int64_t end, int32_t lanes) {
+  enum { UNROLLED_STORES = 8 };
+  Value zeros = emit_float(emit, lanes, 0);
+  if (end - begin <= UNROLLED_STORES * lanes) {
+    for (int64_t at = begin; at < end; at += lanes)
+      emit_store(emit, emit->output, emit_add_int(emit, offset, at), zeros);
+    return;
+  }
+  EmitLoop at = emit_loop_outer(emit, emit_int(emit, begin), emit_int(emit, end), lanes, "zeros");
+  emit_store(emit, emit->output, emit_add(emit, offset, at.index), zeros);
+  emit_loop_end(emit, &at);
 }
 
 static void emit_zeros(Emit *emit, Value offset, int64_t count) {
-  enum { UNROLLED_STORES = 8 };
-  ZeroRun run = {offset};
   int32_t lanes = emit->target->vector_lanes;
-  if (count % lanes == 0 && count / lanes <= UNROLLED_STORES) {
-    for (int64_t at = 0; at < count; at += lanes) store_zeros(emit, &run, lanes, emit_int(emit, at));
-  } else {
-    emit_vector_loop(emit, count, lanes, store_zeros, &run);
-  }
+  int64_t whole = count - count % lanes;
+  zero_vectors(emit, offset, 0, whole, lanes);
+  zero_vectors(emit, offset, whole, count, 1);
 }
 
 /* Of a piece of a joined value with channels last, the channels of other pieces stay as they are. */
@@ -211,31 +212,71 @@ static void zero_pixels(Emit *emit, const PlanTensor *output, Value offset, int6
     emit_zeros(emit, offset, pixels * column);
     return;
   }
-  EmitLoop pixel = emit_loop_count(emit, pixels, 1, "pixel");
+  EmitLoop pixel = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, pixels), 1, "pixel");
   emit_zeros(emit, emit_add(emit, offset, emit_mul_int(emit, pixel.index, column)), channels);
   emit_loop_end(emit, &pixel);
 }
 
-void emit_halo(Emit *emit, Value n, Value block, Value y) {
+/* `count` rows of the halo from row `y` of the image at `start` on. */
+static void zero_rows(Emit *emit, Value start, int64_t y, int64_t count) {
   const PlanTensor *output = &emit->kernel->output;
-  const Storage *storage = &output->storage;
-  int64_t top = storage->halo[0], left = storage->halo[1], bottom = storage->halo[2], right = storage->halo[3];
-  if (output->shape.rank != 4 || (top | left | bottom | right) == 0) return;
-  int64_t height = output->shape.dims[2], width = output->shape.dims[3];
-  int64_t column = storage->stride[3], row = storage->stride[2]; /* column: the block, 1 when plain, or all channels */
-  Value index[SHAPE_MAX_RANK] = {n, block, y};
-  Value start = emit_add_int(emit, emit_offset(emit, output, index), -left * column);
-  if (left > 0) zero_pixels(emit, output, start, left);
-  if (right > 0) zero_pixels(emit, output, emit_add_int(emit, start, (left + width) * column), right);
-  int64_t whole = left + width + right;
-  if (top > 0) {
-    EmitIf first = emit_if(emit, emit_equal(emit, y, emit_int(emit, 0)), "halo.top");
-    for (int64_t i = 1; i <= top; i++) zero_pixels(emit, output, emit_add_int(emit, start, -i * row), whole);
-    emit_end_if(emit, &first);
+  const int32_t *halo = output->storage.halo;
+  const int64_t row = output->storage.stride[2];
+  EmitLoop number = emit_loop_outer(emit, emit_int(emit, y), emit_int(emit, y + count), 1, "halo.row");
+  zero_pixels(emit, output, emit_add(emit, start, emit_mul_int(emit, number.index, row)),
+              halo[1] + output->shape.dims[3] + halo[3]);
+  emit_loop_end(emit, &number);
+}
+
+static void zero_sides(Emit *emit, Value start, Value y) {
+  const PlanTensor *output = &emit->kernel->output;
+  const int32_t *halo = output->storage.halo;
+  const int64_t column = output->storage.stride[3]; /* the block, 1 when plain, or all channels */
+  Value side = emit_add(emit, start, emit_mul_int(emit, y, output->storage.stride[2]));
+  if (halo[1] > 0) zero_pixels(emit, output, side, halo[1]);
+  side = emit_add_int(emit, side, (halo[1] + output->shape.dims[3]) * column);
+  if (halo[3] > 0) zero_pixels(emit, output, side, halo[3]);
+}
+
+/* What is above and below the image, where it is known to have been reached. */
+static void zero_ends(Emit *emit, Value start, Value at_top, Value at_bottom) {
+  const PlanTensor *output = &emit->kernel->output;
+  const int32_t *halo = output->storage.halo;
+  if (halo[0] > 0) {
+    EmitIf top = emit_if(emit, at_top, "halo.top");
+    zero_rows(emit, start, -halo[0], halo[0]);
+    emit_end_if(emit, &top);
   }
-  if (bottom > 0) {
-    EmitIf last = emit_if(emit, emit_equal(emit, y, emit_int(emit, height - 1)), "halo.bottom");
-    for (int64_t i = 1; i <= bottom; i++) zero_pixels(emit, output, emit_add_int(emit, start, i * row), whole);
-    emit_end_if(emit, &last);
+  if (halo[2] > 0) {
+    EmitIf bottom = emit_if(emit, at_bottom, "halo.bottom");
+    zero_rows(emit, start, output->shape.dims[2], halo[2]);
+    emit_end_if(emit, &bottom);
   }
+}
+
+/* Offset of the first row's left end in the halo; false: there is none. */
+static bool halo_start(Emit *emit, Value n, Value block, Value *out_start) {
+  const PlanTensor *output = &emit->kernel->output;
+  const int32_t *halo = output->storage.halo;
+  if (output->shape.rank != 4 || (halo[0] | halo[1] | halo[2] | halo[3]) == 0) return false;
+  const Value index[SHAPE_MAX_RANK] = {n, block};
+  *out_start = emit_add_int(emit, emit_offset(emit, output, index), -halo[1] * output->storage.stride[3]);
+  return true;
+}
+
+void emit_halo(Emit *emit, Value n, Value block, Value y) {
+  Value start;
+  if (!halo_start(emit, n, block, &start)) return;
+  zero_sides(emit, start, y);
+  zero_ends(emit, start, emit_equal(emit, y, emit_int(emit, 0)),
+            emit_equal(emit, y, emit_int(emit, emit->kernel->output.shape.dims[2] - 1)));
+}
+
+void emit_halo_rows(Emit *emit, Value n, Value block, Value begin, Value end) {
+  Value start, height = emit_int(emit, emit->kernel->output.shape.dims[2]);
+  if (!halo_start(emit, n, block, &start)) return;
+  EmitLoop y = emit_loop_outer(emit, begin, end, 1, "halo.side");
+  zero_sides(emit, start, y.index);
+  emit_loop_end(emit, &y);
+  zero_ends(emit, start, emit_equal(emit, begin, emit_int(emit, 0)), emit_equal(emit, end, height));
 }

@@ -73,7 +73,7 @@ static Value reduce_window(const Pool *pool, Value plane, Range rows, Range colu
   Emit *emit = pool->emit;
   int64_t row_stride = pool->in->storage.stride[2], column_stride = pool->in->storage.stride[3];
   Reduction reduction = reduction_begin(emit, pool->maximum, pool->lanes);
-  EmitLoop row = emit_loop_begin(emit, rows.begin, rows.end, rows.step, "row");
+  EmitLoop row = emit_loop_outer(emit, rows.begin, rows.end, rows.step, "row");
   Value start = emit_add(emit, plane, emit_mul_int(emit, row.index, row_stride));
   if (unrolled > 0) {
     Value base =
@@ -83,7 +83,7 @@ static Value reduce_window(const Pool *pool, Value plane, Range rows, Range colu
       reduction_add(emit, &reduction, emit_load(emit, base, offset, pool->lanes), pool->lanes);
     }
   } else {
-    EmitLoop column = emit_loop_begin(emit, columns.begin, columns.end, columns.step, "column");
+    EmitLoop column = emit_loop_outer(emit, columns.begin, columns.end, columns.step, "column");
     Value offset = emit_add(emit, start, emit_mul_int(emit, column.index, column_stride));
     reduction_add(emit, &reduction, emit_load(emit, emit->inputs[0], offset, pool->lanes), pool->lanes);
     emit_loop_end(emit, &column);
@@ -142,12 +142,27 @@ static void emit_sliding_column(const Sliding *sliding, Value plane, Range rows,
   store_result(&sliding->pool, value, index);
 }
 
+/* Asks for what the windows of the next row have beyond those of this one: images that were just made by another kernel
+ * are often in the third-level cache, and the rows of a window are too many streams to be fetched by themselves. */
+static void fetch_next_row(const Sliding *sliding, Value plane, const Value *index) {
+  Emit *emit = sliding->pool.emit;
+  const Axis *rows = &sliding->rows, *columns = &sliding->columns;
+  const int64_t *stride = sliding->pool.in->storage.stride;
+  Value below = emit_add_int(emit, emit_mul_int(emit, index[2], rows->stride), rows->kernel - rows->before);
+  Value place = emit_add(emit, plane, emit_mul_int(emit, below, stride[2]));
+  place = emit_add(emit, place, emit_mul_int(emit, index[3], columns->stride * stride[3]));
+  for (int64_t row = 0; row < rows->stride; row++)
+    for (int64_t column = 0; column < columns->stride; column++)
+      emit_prefetch_line(emit, emit->inputs[0], emit_add_int(emit, place, row * stride[2] + column * stride[3]), false);
+}
+
 static void emit_sliding_columns(const Sliding *sliding, Value plane, Range rows, Value *index, int64_t begin,
                                  int64_t end, bool inside) {
   Emit *emit = sliding->pool.emit;
   if (begin >= end) return;
   EmitLoop x = emit_loop_outer(emit, emit_int(emit, begin), emit_int(emit, end), 1, "x");
   index[3] = x.index;
+  if (inside && sliding->pool.lanes > 1) fetch_next_row(sliding, plane, index);
   emit_sliding_column(sliding, plane, rows, index, inside);
   emit_loop_end(emit, &x);
 }

@@ -317,7 +317,7 @@ static void build_spread(StatsBlock *block) {
   Emit *emit = block->emit;
   LLVMTypeRef lane_bits = LLVMIntTypeInContext(emit->context, (unsigned)block->lanes);
   Value memory;
-  block->spread = emit_routine_begin(emit, "spread_counts", 1, &memory);
+  block->spread = emit_routine_begin(emit, "spread_counts", 1, 0, &memory);
   for (int32_t group = 0; group < block->groups; group++) {
     int64_t bins = block->attrs->bins + 1 - group * GROUP_BINS;
     EmitLoop bit = emit_loop_count(emit, bins < GROUP_BINS ? bins : GROUP_BINS, 1, "bit");
@@ -346,7 +346,7 @@ static void build_count(StatsBlock *block) {
   Emit *emit = block->emit;
   const int64_t batch_bytes = (int64_t)BATCH * 4 * block->lanes;
   Value memory;
-  block->count = emit_routine_begin(emit, "count_bins", 1, &memory);
+  block->count = emit_routine_begin(emit, "count_bins", 1, 0, &memory);
   Value held = byte_address(emit, memory, emit_int(emit, PLACE_BATCHES));
   Value waiting = byte_address(emit, memory, emit_int(emit, PLACE_BINS)), bytes = load_from(emit, emit->i64, waiting);
   store_to(emit, waiting, emit_int(emit, 0));
