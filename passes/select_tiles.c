@@ -9,8 +9,8 @@ enum {
   LANES = 16,
   CHANNELS = 32,
   TILE_CYCLES = 16,
-  CACHE_SHARE = 8, /* of the second-level cache for an item's input, in parts */
-  FEW_TILES = 12,  /* of which filters are used three times at most */
+  CACHE_SHARE = 8,     /* of the second-level cache for an item's input, in parts */
+  FEW_TILES = 12,      /* of which filters are used three times at most */
   LEAST_PRODUCTS = 256 /* of an output, of halves */
 };
 
@@ -37,8 +37,7 @@ static int64_t tiles_of(const Node *node) {
 static int64_t split_pixels(const Node *node) {
   const int64_t *out = node->shape.dims, *taps = node->inputs[1]->shape.dims + 2;
   int64_t pixels = out[2] * out[3];
-  for (int i = 0; i < 2; i++)
-    pixels *= taps[i] < node->attrs.stride.values[i] ? taps[i] : node->attrs.stride.values[i];
+  for (int i = 0; i < 2; i++) pixels *= taps[i] < node->attrs.stride.values[i] ? taps[i] : node->attrs.stride.values[i];
   return pixels;
 }
 

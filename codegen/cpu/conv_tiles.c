@@ -198,7 +198,9 @@ static int64_t phase_count(int64_t taps, int64_t stride, int64_t dilation) {
 }
 
 /* The last tap of a phase. */
-static int64_t last_tap(int64_t taps, int64_t phases, int64_t phase) { return phase + (taps - 1 - phase) / phases * phases; }
+static int64_t last_tap(int64_t taps, int64_t phases, int64_t phase) {
+  return phase + (taps - 1 - phase) / phases * phases;
+}
 
 /* Part of a row of the input. Arguments: addresses of its first pixel and of its place in the split input, and how many
  * pixels there are. */
@@ -230,8 +232,8 @@ static void split_phase(const TileConv *conv, const EmitRoutine *split_row, cons
   const int64_t from_row = phase[0] * shape->dilation_height % shape->stride_height,
                 from_column = phase[1] * shape->dilation_width % shape->stride_width;
   const int64_t plane = (phase[0] * conv->phases[1] + phase[1]) * conv->plane;
-  EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), emit_add_int(emit, count, below / shape->stride_height), 1,
-                                 "input_row");
+  EmitLoop row =
+      emit_loop_outer(emit, emit_int(emit, 0), emit_add_int(emit, count, below / shape->stride_height), 1, "input_row");
   Value from = emit_add_int(emit, emit_add(emit, corner, emit_mul_int(emit, step, 2 * in->stride[1])),
                             from_row * in->stride[2] + from_column * in->stride[3]);
   from = emit_add(emit, from, emit_mul_int(emit, row.index, shape->stride_height * in->stride[2]));
@@ -461,8 +463,8 @@ static bool tiles_init(TileConv *conv, Emit *emit, const PlanKernel *kernel, Dia
   conv->whole = whole;
   conv->parts = whole ? PARTS_MAX : parts;
   if (whole && conv->tiles > WHOLE_TILES) {
-    diag_error(diag, kernel->location, "'%s': whole filters are for at most %d tiles of outputs, found %lld", kernel->name,
-               WHOLE_TILES, (long long)conv->tiles);
+    diag_error(diag, kernel->location, "'%s': whole filters are for at most %d tiles of outputs, found %lld",
+               kernel->name, WHOLE_TILES, (long long)conv->tiles);
     return false;
   }
   return true;

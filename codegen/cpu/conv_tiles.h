@@ -22,15 +22,15 @@ typedef struct TileConv {
   int64_t rows, chunks;  /* output rows of an item; chunks of an image */
   int64_t panels, steps; /* blocks of 32 output and input channels */
   int64_t taps;
-  int64_t phases[2];     /* of rows and of columns of the input */
+  int64_t phases[2];      /* of rows and of columns of the input */
   int64_t columns, plane; /* of a phase of the split input, in pixels */
-  int64_t pitch, tiles;  /* outputs of a row, and tiles of an item */
-  bool flows;            /* tiles go on in the next row */
-  int32_t parts;         /* of a number */
-  bool whole;            /* filters lie in memory as f32 */
-  int64_t block, part;   /* elements of a block of 32 channels of the split input, and of a part of all of them */
-  Value split, sums;     /* addresses: of the split input, of the sums, [block of 16 filters][tile][16][16] */
-  Value filters;         /* whole: memory for the split filters of some taps in turns */
+  int64_t pitch, tiles;   /* outputs of a row, and tiles of an item */
+  bool flows;             /* tiles go on in the next row */
+  int32_t parts;          /* of a number */
+  bool whole;             /* filters lie in memory as f32 */
+  int64_t block, part;    /* elements of a block of 32 channels of the split input, and of a part of all of them */
+  Value split, sums;      /* addresses: of the split input, of the sums, [block of 16 filters][tile][16][16] */
+  Value filters;          /* whole: memory for the split filters of some taps in turns */
   Value turns_done;       /* whole: variable, of the turns since the kernel's begin, see conv_tiles_whole.c */
 } TileConv;
 
@@ -42,8 +42,8 @@ void tile_multiply_add(Emit *emit, int sum, int left, int right);
 /* 16 pairs of words to 64 bytes. */
 void store_words(Emit *emit, Value base, Value offset, Value words);
 
-/* Two vectors of f32 to 32 words of each of their parts, a word of `first` and one of `second` in turns. Parts are rounded,
- * halves up, or cut off, which takes fewer instructions; the third one is exact. */
+/* Two vectors of f32 to 32 words of each of their parts, a word of `first` and one of `second` in turns. Parts are
+ * rounded, halves up, or cut off, which takes fewer instructions; the third one is exact. */
 void split_pairs(Emit *emit, int32_t parts, bool cut, Value first, Value second, Value *out_words);
 
 /* Offset in a block of the split input of a tile's first pixel, for the first tap. */
@@ -65,8 +65,8 @@ void tile_pass_places(const TileConv *conv, Value channels, Value block, Value p
 
 /* What is done beside the products of a tap, some after every product: called with the products so far. */
 typedef void (*TileBeside)(const TileConv *conv, const void *context, int64_t done, int64_t products);
-/* Adds the products of a tap of 32 channels to the sums in registers 0, 1, …; the parts of its filters are `part` elements
- * apart. */
+/* Adds the products of a tap of 32 channels to the sums in registers 0, 1, …; the parts of its filters are `part`
+ * elements apart. */
 void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value filters, int64_t part, TileBeside beside,
                   const void *context);
 
