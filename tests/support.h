@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "base/diag.h"
+#include "base/file.h"
 
 typedef struct Fixture {
   Arena *arena;
@@ -43,6 +44,15 @@ static inline int fixture_teardown(void **state) {
 
 static inline const char *fixture_path(Fixture *fixture, const char *name) {
   return arena_format(fixture->arena, "%s/%s", fixture->folder, name);
+}
+
+/* The description of an example. */
+static inline char *fixture_example(Fixture *fixture, const char *name) {
+  const char *path = arena_format(fixture->arena, KILN_SOURCE_DIR "/examples/%s.json", name);
+  void *text;
+  size_t size;
+  if (!file_read(path, 1 << 20, fixture->arena, fixture->diag, &text, &size)) fail_msg("%s is missing", path);
+  return arena_string_n(fixture->arena, text, size);
 }
 
 /* All messages so far, exactly. */

@@ -3,7 +3,6 @@
  */
 #include <math.h>
 
-#include "base/file.h"
 #include "random_graph.h"
 #include "run_program.h"
 #include "support.h"
@@ -39,11 +38,7 @@ static bool has_blocks(const TestProgram *program) {
 }
 
 static const char *read_example(Fixture *fixture, const char *name) {
-  const char *path = arena_format(fixture->arena, "%s/examples/%s.json", KILN_SOURCE_DIR, name);
-  void *data;
-  size_t size;
-  if (!file_read(path, 1 << 20, fixture->arena, fixture->diag, &data, &size)) fail_msg("%s is missing", path);
-  char *text = arena_string_n(fixture->arena, data, size);
+  char *text = fixture_example(fixture, name);
   for (char *large; (large = strstr(text, "352")) != NULL;) memcpy(large, " 23", 3); /* pictures of a tractable size */
   return text;
 }

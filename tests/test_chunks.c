@@ -8,8 +8,6 @@
 #include "run_program.h"
 #include "support.h"
 
-#include "base/file.h"
-
 /* --- a host ------------------------------------------------------------------------------------------- */
 
 typedef enum Order { ORDER_REVERSED, ORDER_SINGLE, ORDER_POOL } Order;
@@ -149,17 +147,9 @@ static int check_case(Case *item, int64_t most, int64_t step) {
 
 /* --- examples ----------------------------------------------------------------------------------------- */
 
-static const char *read_example(Fixture *fixture, const char *name) {
-  const char *path = arena_format(fixture->arena, "%s/examples/%s.json", KILN_SOURCE_DIR, name);
-  void *text;
-  size_t size;
-  if (!file_read(path, 1 << 20, fixture->arena, fixture->diag, &text, &size)) fail_msg("%s is missing", path);
-  return arena_string_n(fixture->arena, text, size);
-}
-
 static void compile_example(Fixture *fixture, TestProgram *program, const char *name, int64_t most, bool blocked,
                             int64_t l2_bytes) {
-  assert_true(test_program_parse(program, fixture->arena, read_example(fixture, name)));
+  assert_true(test_program_parse(program, fixture->arena, fixture_example(fixture, name)));
   program->source->max_batch = most;
   program->source->batch_blocked = blocked;
   program->l2_bytes = l2_bytes;

@@ -313,6 +313,27 @@ void tile_pass_places(const TileConv *conv, Value channels, Value block, Value p
   }
 }
 
+TapLoop tap_loop_begin(const TileConv *conv, int64_t steps, const Value *places, int width) {
+  Emit *emit = conv->emit;
+  const ConvShape *shape = &conv->shape;
+  TapLoop loop;
+  loop.step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, steps), 1, "step");
+  loop.row = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, shape->kernel_height), 1, "tap_row");
+  loop.column = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, shape->kernel_width), 1, "tap_column");
+  Value tap = emit_add(emit, emit_mul_int(emit, loop.row.index, shape->kernel_width), loop.column.index);
+  loop.tap = emit_add(emit, emit_mul_int(emit, loop.step.index, conv->taps), tap);
+  Value distance = emit_add(emit, tap_distance(conv, loop.row.index, loop.column.index),
+                            emit_mul_int(emit, loop.step.index, conv->block));
+  for (int i = 0; i < width; i++) loop.pixels[i] = emit_address(emit, places[i], distance);
+  return loop;
+}
+
+void tap_loop_end(const TileConv *conv, TapLoop *loop) {
+  emit_loop_end(conv->emit, &loop->column);
+  emit_loop_end(conv->emit, &loop->row);
+  emit_loop_end(conv->emit, &loop->step);
+}
+
 /* The products of a sum follow each other, so that a part of the pixels is loaded once, and a part of the filters once for
  * all: loads take the time that products leave, and energy. */
 void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value filters, int64_t part, TileBeside beside,

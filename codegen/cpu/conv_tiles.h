@@ -63,6 +63,16 @@ TilePasses tile_passes(const TileConv *conv);
 void tile_pass_places(const TileConv *conv, Value channels, Value block, Value pass, int width, Value *out_pixels,
                       Value *out_sums);
 
+/* The taps of some steps, one after the other: a loop around what computes one. */
+typedef struct TapLoop {
+  EmitLoop step, row, column;
+  Value tap;           /* its number among those of all the steps */
+  Value pixels[WIDTH]; /* of every tile */
+} TapLoop;
+/* `places`: as tile_pass_places gives them. */
+TapLoop tap_loop_begin(const TileConv *conv, int64_t steps, const Value *places, int width);
+void tap_loop_end(const TileConv *conv, TapLoop *loop);
+
 /* What is done beside the products of a tap, some after every product: called with the products so far. */
 typedef void (*TileBeside)(const TileConv *conv, const void *context, int64_t done, int64_t products);
 /* Adds the products of a tap of 32 channels to the sums in registers 0, 1, …; the parts of its filters are `part`

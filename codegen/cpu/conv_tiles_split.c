@@ -55,32 +55,24 @@ static void multiply_pass(const TileConv *conv, const StepGroup *group, int widt
   Emit *emit = conv->emit;
   const int64_t taps = group->steps * conv->taps, passes = tile_passes(conv).count;
   const int64_t ahead = passes > 1 ? taps * tap_size(conv) : AHEAD / (int64_t)sizeof(float);
-  Value place[WIDTH], sums[WIDTH], pixels[WIDTH];
+  Value place[WIDTH], sums[WIDTH];
   tile_pass_places(conv, group->channels, block, pass, width, place, sums);
   EmitIf first = emit_if(emit, emit_equal(emit, group->number, emit_int(emit, 0)), "first_group");
   for (int i = 0; i < width; i++) tile_zero(emit, i);
   emit_else(emit, &first);
   for (int i = 0; i < width; i++) tile_load(emit, i, sums[i]);
   emit_end_if(emit, &first);
-  EmitLoop step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, group->steps), 1, "step");
-  EmitLoop r = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->shape.kernel_height), 1, "tap_row");
-  EmitLoop s = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->shape.kernel_width), 1, "tap_column");
-  Value tap = emit_add(emit, emit_mul_int(emit, r.index, conv->shape.kernel_width), s.index);
-  tap = emit_add(emit, emit_mul_int(emit, step.index, conv->taps), tap);
-  Value distance = emit_add(emit, tap_distance(conv, r.index, s.index), emit_mul_int(emit, step.index, conv->block));
-  for (int i = 0; i < width; i++) pixels[i] = emit_address(emit, place[i], distance);
-  Value offset = emit_add(emit, emit_mul_int(emit, tap, tap_size(conv)), emit_mul_int(emit, block, TILE_FLOATS));
+  TapLoop loop = tap_loop_begin(conv, group->steps, place, width);
+  Value offset = emit_add(emit, emit_mul_int(emit, loop.tap, tap_size(conv)), emit_mul_int(emit, block, TILE_FLOATS));
   Fetch fetch = {.filters = emit_address(emit, group->filters, offset),
                  .lines = ceil_div(tap_size(conv) / TILE, 2 * passes),
                  .near = conv->taps > 1 && group->steps > 1 ? conv->parts * TILE : 0};
   Value turn = emit_add(emit, emit_mul_int(emit, pass, 2), block);
-  turn = emit_add(emit, emit_mul_int(emit, turn, taps), tap);
+  turn = emit_add(emit, emit_mul_int(emit, turn, taps), loop.tap);
   fetch.base =
       emit_address(emit, group->filters, emit_add_int(emit, emit_mul_int(emit, turn, fetch.lines * TILE), ahead));
-  multiply_tap(conv, pixels, width, fetch.filters, 2 * TILE_FLOATS, fetch_beside, &fetch);
-  emit_loop_end(emit, &s);
-  emit_loop_end(emit, &r);
-  emit_loop_end(emit, &step);
+  multiply_tap(conv, loop.pixels, width, fetch.filters, 2 * TILE_FLOATS, fetch_beside, &fetch);
+  tap_loop_end(conv, &loop);
   for (int i = 0; i < width; i++) tile_store(emit, i, sums[i]);
 }
 

@@ -95,27 +95,19 @@ static void multiply_pass(const TileConv *conv, int width, Value panel, Value bl
   Emit *emit = conv->emit;
   const int64_t taps = block_taps(conv), passes = tile_passes(conv).count, lines = ceil_div(TAP / TILE, passes);
   Value number = emit_add(emit, emit_mul_int(emit, panel, 2), block);
-  Value before = emit_get(emit, emit->i64, conv->turns_done), place[WIDTH], pixels[WIDTH], sums[WIDTH];
+  Value before = emit_get(emit, emit->i64, conv->turns_done), place[WIDTH], sums[WIDTH];
   tile_pass_places(conv, conv->split, block, pass, width, place, sums);
   for (int i = 0; i < width; i++) tile_zero(emit, i);
-  EmitLoop step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->steps), 1, "step");
-  EmitLoop r = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->shape.kernel_height), 1, "tap_row");
-  EmitLoop s = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->shape.kernel_width), 1, "tap_column");
-  Value tap = emit_add(emit, emit_mul_int(emit, r.index, conv->shape.kernel_width), s.index);
-  tap = emit_add(emit, emit_mul_int(emit, step.index, conv->taps), tap);
-  Value distance = emit_add(emit, tap_distance(conv, r.index, s.index), emit_mul_int(emit, step.index, conv->block));
-  for (int i = 0; i < width; i++) pixels[i] = emit_address(emit, place[i], distance);
-  Value count = emit_add(emit, before, tap), turn = emit_add(emit, emit_mul_int(emit, pass, taps), tap);
+  TapLoop loop = tap_loop_begin(conv, conv->steps, place, width);
+  Value count = emit_add(emit, before, loop.tap), turn = emit_add(emit, emit_mul_int(emit, pass, taps), loop.tap);
   Value next = emit_add(emit, emit_mul_int(emit, number, block_turns(conv)), emit_add_int(emit, turn, TURNS_AHEAD));
   Value fetched = emit_add_int(emit, emit_mul_int(emit, turn, lines * TILE), passes > 1 ? taps * TAP : AHEAD);
   const Beside beside = {.source = turn_filters(conv, next),
                          .parts = split_filters(conv, emit_add_int(emit, count, TURNS_AHEAD)),
                          .fetched = emit_address(emit, tap_filters(conv, emit_mul_int(emit, number, taps)), fetched),
                          .lines = lines};
-  multiply_tap(conv, pixels, width, split_filters(conv, count), TILE_FLOATS, split_beside, &beside);
-  emit_loop_end(emit, &s);
-  emit_loop_end(emit, &r);
-  emit_loop_end(emit, &step);
+  multiply_tap(conv, loop.pixels, width, split_filters(conv, count), TILE_FLOATS, split_beside, &beside);
+  tap_loop_end(conv, &loop);
   for (int i = 0; i < width; i++) tile_store(emit, i, sums[i]);
   emit_set(emit, conv->turns_done, emit_add_int(emit, before, taps));
 }
