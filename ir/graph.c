@@ -165,15 +165,27 @@ void node_decide(Graph *graph, Node *node, const char *pass, const char *chosen,
   *last = decision;
 }
 
-int32_t algorithm_winograd_outputs(Algorithm algorithm) {
-  return algorithm == ALGORITHM_WINOGRAD23 ? 2 : algorithm == ALGORITHM_WINOGRAD43 ? 4 : 0;
+/* The layout of its filters stands for each of the algorithms. */
+static const LayoutKind winograd_layouts[] = {[ALGORITHM_WINOGRAD23] = LAYOUT_FILTER_WINOGRAD2,
+                                              [ALGORITHM_WINOGRAD43] = LAYOUT_FILTER_WINOGRAD4,
+                                              [ALGORITHM_WINOGRAD34] = LAYOUT_FILTER_PHASES};
+
+WinogradForm algorithm_winograd_form(Algorithm algorithm) {
+  const bool known = (unsigned)algorithm < sizeof winograd_layouts / sizeof winograd_layouts[0];
+  return winograd_form(known ? winograd_layouts[algorithm] : LAYOUT_PLAIN);
+}
+
+Algorithm winograd_algorithm(WinogradForm form) {
+  for (Algorithm algorithm = ALGORITHM_WINOGRAD23; algorithm < ALGORITHM_WINOGRAD34; algorithm++)
+    if (algorithm_winograd_form(algorithm).outputs == form.outputs) return algorithm;
+  return ALGORITHM_WINOGRAD34;
 }
 
 const char *algorithm_name(Algorithm algorithm) {
   static const char *const names[] = {
       [ALGORITHM_DEFAULT] = "default",       [ALGORITHM_DIRECT] = "direct", [ALGORITHM_DEPTHWISE] = "depthwise",
       [ALGORITHM_REFERENCE] = "reference",   [ALGORITHM_PACKED] = "packed", [ALGORITHM_WINOGRAD23] = "winograd23",
-      [ALGORITHM_WINOGRAD43] = "winograd43", [ALGORITHM_TILES] = "tiles",
+      [ALGORITHM_WINOGRAD43] = "winograd43", [ALGORITHM_WINOGRAD34] = "winograd34", [ALGORITHM_TILES] = "tiles",
   };
   return (unsigned)algorithm < sizeof names / sizeof names[0] ? names[algorithm] : NULL;
 }

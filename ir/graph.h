@@ -15,6 +15,7 @@
 #include "tensor.h"
 #include "train.h"
 #include "tuning.h"
+#include "winograd.h"
 
 typedef struct Node Node;
 
@@ -52,6 +53,7 @@ typedef enum Algorithm {
                            those that one pass over the filters takes; 0: all of an image, and items are panels of
                            filters */
   ALGORITHM_WINOGRAD43, /* convolution: F(4×4,3×3), likewise */
+  ALGORITHM_WINOGRAD34, /* convolution with stride 2: F(3×3,4×4) on phases, likewise */
   ALGORITHM_TILES       /* convolution: products of bf16 parts in tile registers; row_chunk: rows of an item */
 } Algorithm;
 
@@ -66,8 +68,9 @@ typedef struct KernelChoice {
 
 /* "direct", "packed"; NULL when there is no such algorithm. */
 const char *algorithm_name(Algorithm algorithm);
-/* m of F(m×m,3×3); 0 of other algorithms. */
-int32_t algorithm_winograd_outputs(Algorithm algorithm);
+/* F(m×m,r×r) of Winograd's algorithms; m is 0 of others. */
+WinogradForm algorithm_winograd_form(Algorithm algorithm);
+Algorithm winograd_algorithm(WinogradForm form);
 
 struct Node {
   uint32_t id;

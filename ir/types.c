@@ -121,6 +121,7 @@ static const LayoutName layout_names[] = {
     [LAYOUT_MATRIX_BLOCK] = {"oi", "o", true},   [LAYOUT_VECTOR_BLOCK] = {"c", "", true},
     [LAYOUT_FILTER_WINOGRAD2] = {"wino23o", "", true},  [LAYOUT_FILTER_WINOGRAD4] = {"wino43o", "", true},
     [LAYOUT_TILES_WINOGRAD2] = {"tiles23c", "", true},  [LAYOUT_TILES_WINOGRAD4] = {"tiles43c", "", true},
+    [LAYOUT_FILTER_PHASES] = {"wino34o", "", true},     [LAYOUT_CHANNEL_PHASES] = {"phases", "c", true},
     [LAYOUT_FILTER_HALVES] = {"bf16x2o", "", true},     [LAYOUT_FILTER_THIRDS] = {"bf16x3o", "", true},
     [LAYOUT_FILTER_TILES] = {"f32o", "", true},
     [LAYOUT_FILTER_LAST] = {"ohwi", "", true},

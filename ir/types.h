@@ -79,6 +79,8 @@ typedef enum LayoutKind {
   LAYOUT_FILTER_WINOGRAD4, /* "wino43o32": the same for F(4×4,3×3) */
   LAYOUT_TILES_WINOGRAD2,  /* "tiles23c16": an image cut into overlapping tiles, each transformed for F(2×2,3×3) */
   LAYOUT_TILES_WINOGRAD4,  /* "tiles43c16": the same for F(4×4,3×3) */
+  LAYOUT_FILTER_PHASES,  /* "wino34o32": filters [K,C,7,7] of stride 2, their phases transformed for F(3×3,4×4) */
+  LAYOUT_CHANNEL_PHASES, /* "phases16c": a padded image whose 2 × 2 phases are channels, C ≤ b/4 */
   LAYOUT_FILTER_HALVES, /* "bf16x2o32": filters [K,C,R,S], K and C multiples of 32, as [K/32][C/32][R][S] tiles of bf16
                            halves of their numbers: see codegen/cpu/conv_tiles.c */
   LAYOUT_FILTER_THIRDS, /* "bf16x3o32": the same with three parts of a number, which are all of its bits */

@@ -203,6 +203,7 @@ static bool check_layout(const Verifier *verifier, const Node *node) {
       [LAYOUT_MATRIX_BLOCK] = {2, true},     [LAYOUT_VECTOR_BLOCK] = {1, true},
       [LAYOUT_FILTER_WINOGRAD2] = {4, true}, [LAYOUT_FILTER_WINOGRAD4] = {4, true},
       [LAYOUT_TILES_WINOGRAD2] = {4, true},  [LAYOUT_TILES_WINOGRAD4] = {4, true},
+      [LAYOUT_FILTER_PHASES] = {4, true},    [LAYOUT_CHANNEL_PHASES] = {4, true},
       [LAYOUT_FILTER_LAST] = {4, true},      [LAYOUT_FILTER_HALVES] = {4, true},
       [LAYOUT_FILTER_TILES] = {4, true},     [LAYOUT_FILTER_THIRDS] = {4, true},
       [LAYOUT_BATCH_BLOCK] = {-1, true},
@@ -237,13 +238,16 @@ static bool storage_extent(const Node *node, int64_t *out_first, int64_t *out_la
   int64_t first = storage->origin, last = storage->origin;
   for (int32_t d = 0; d < node->shape.rank; d++) {
     int64_t count = node->shape.dims[d] == DIM_BATCH ? 1 : node->shape.dims[d];
-    const bool tiles = layout_is_winograd_tiles(kind), filter = winograd_outputs(kind) > 0 && !tiles;
-    const bool split = ((kind == LAYOUT_CHANNEL_BLOCK || tiles) && d == 1) ||
+    const bool image = layout_is_winograd_image(kind), filter = layout_is_winograd(kind) && !image;
+    const bool split = ((kind == LAYOUT_CHANNEL_BLOCK || image) && d == 1) ||
                        ((kind == LAYOUT_FILTER_BLOCK || layout_parts(node->layout) > 0 || kind == LAYOUT_FILTER_TILES ||
                          kind == LAYOUT_MATRIX_BLOCK ||
                          kind == LAYOUT_BATCH_BLOCK || filter) &&
                         d == 0);
-    if ((tiles || filter) && d >= 2) count = winograd_outputs(kind) + WINOGRAD_TAPS - 1;
+    if (kind == LAYOUT_CHANNEL_PHASES && d >= 2)
+      count = ceil_div(count, winograd_form(kind).stride);
+    else if (layout_is_winograd(kind) && d >= 2)
+      count = winograd_size(winograd_form(kind));
     if (split) count = ceil_div(count, node->layout.block);
     int64_t span = 0, *end = storage->stride[d] < 0 ? &first : &last;
     if (!checked_mul(count - 1, storage->stride[d], &span) || !checked_add(*end, span, end)) return false;

@@ -58,7 +58,7 @@ static int64_t winograd_parts(const Node *node) {
   const Node *input = node->inputs[0], *filter = node->inputs[1];
   if (layout_is_winograd_tiles(input->layout.kind) || node->choice.row_chunk == 0)
     return ceil_div(shape->dims[1], filter->layout.block);
-  const WinogradGrid grid = winograd_grid(winograd_outputs(filter->layout.kind), input->shape.dims[2],
+  const WinogradGrid grid = winograd_grid(algorithm_winograd_form(node->choice.algorithm), input->shape.dims[2],
                                           input->shape.dims[3], node->attrs.padding.values);
   return ceil_div(grid.rows * grid.columns, node->choice.tile_pixels > 0 ? node->choice.tile_pixels : 4);
 }
@@ -90,6 +90,7 @@ static int64_t conv2d_parts(const Node *node) {
       return ceil_div(node->shape.dims[1], node->layout.block) * node->shape.dims[2];
     case ALGORITHM_WINOGRAD23:
     case ALGORITHM_WINOGRAD43:
+    case ALGORITHM_WINOGRAD34:
       return winograd_parts(node);
     case ALGORITHM_TILES:
       return node->shape.dims[1] / TILES_PANEL * ceil_div(node->shape.dims[2], node->choice.row_chunk);

@@ -177,7 +177,7 @@ static bool conv_reads(const CostModel *model, const Node *node, ImageForm form,
 static bool is_winograd(const CostModel *model, const Node *node) {
   const Attrs *attrs = &node->attrs;
   const int64_t *taps = &node->inputs[1]->shape.dims[2], channels = node->inputs[0]->shape.dims[1];
-  return model->winograd && attrs->groups == 1 && taps[0] == WINOGRAD_TAPS && taps[1] == WINOGRAD_TAPS &&
+  return model->winograd && attrs->groups == 1 && taps[0] == 3 && taps[1] == 3 &&
          attrs->stride.values[0] == 1 && attrs->stride.values[1] == 1 && attrs->dilation.values[0] == 1 &&
          attrs->dilation.values[1] == 1 && channels >= model->lanes;
 }
@@ -280,12 +280,12 @@ static double winograd_cost(const CostModel *model, const Node *node) {
   const double inputs = (double)ceil_div(in->dims[1], model->lanes),
                outputs = (double)ceil_div(node->shape.dims[1], model->lanes);
   double least = INFINITY;
-  for (int32_t m = 2; m <= 4; m += 2) {
-    const WinogradGrid grid = winograd_grid(m, in->dims[2], in->dims[3], node->attrs.padding.values);
-    const double tiles = (double)(grid.rows * grid.columns),
-                 positions = (m + WINOGRAD_TAPS - 1) * (m + WINOGRAD_TAPS - 1);
+  for (Algorithm algorithm = ALGORITHM_WINOGRAD23; algorithm <= ALGORITHM_WINOGRAD43; algorithm++) {
+    const WinogradForm form = algorithm_winograd_form(algorithm);
+    const WinogradGrid grid = winograd_grid(form, in->dims[2], in->dims[3], node->attrs.padding.values);
+    const double tiles = (double)(grid.rows * grid.columns), positions = winograd_size(form) * winograd_size(form);
     least = fmin(least, tiles * positions * (double)in->dims[1] * outputs / multiply_adds +
-                            winograd_transforms(m, tiles, inputs, outputs));
+                            winograd_transforms(form, tiles, inputs, outputs));
   }
   return least;
 }

@@ -1,4 +1,4 @@
-/* Winograd's algorithm for 3×3 convolutions with stride 1.
+/* Winograd's algorithm for 3×3 convolutions with stride 1, and 7×7 ones with stride 2 of images with few channels.
  *
  *   %1 = convert %w : f32[64,64,3,3] oihw32o;  %y = conv2d %x, %1, … choice direct
  *     → %1 = convert %w : f32[64,64,3,3] wino43o32;  %y = conv2d %x, %1, … choice winograd43
@@ -8,8 +8,12 @@
  *   and where reading transformed filters would take longer than making them, these stay as they are:
  *     %1 = convert %w : oihw32o;  %y = conv2d %x, %1, … choice winograd43
  *
- * F(4×4,3×3) does a quarter of the multiplications of direct convolution, F(2×2,3×3) four ninths, but the filters
- * grow by 4 and 16/9: where an image has few tiles, reading them is what takes the time. The cost model counts cycles
+ *   %1 = convert %w : f32[64,3,7,7] oihw32o;  %y = conv2d %x, %1, … {stride=[2,2], padding=[3,3,3,3]} choice direct
+ *     → %1 = convert %w : f32[64,3,7,7] wino34o32;  %2 = convert %x : f32[N,3,224,224] phases16c;
+ *       %y = conv2d %2, %1, … choice winograd34
+ *
+ * F(4×4,3×3) does a quarter of the multiplications of direct convolution, F(2×2,3×3) four ninths,
+ * F(3×3,4×4) of phases a third, but the filters grow by 4, 16/9 and 3: where an image has few tiles, reading them is what takes the time. The cost model counts cycles
  * for an image at the largest batch: multiply-adds, what prefetching does not hide of the reading of filters, and the
  * transforms. Its constants were fitted to measurements of the layers of ResNet-34 on a Xeon with 2 MiB of second-level
  * cache a core.
@@ -33,15 +37,15 @@ static const double latency = 8;                 /* multiply-adds in flight that
 static const double busy = 0.83;                 /* share of the time that the units are busy in a product */
 static const double least_gain = 0.9;            /* of direct's cost; the model is not better than that */
 /* a vector's transforms, by m: mostly loads and stores that miss the first-level cache */
-static const double input_vector[] = {[2] = 120, [4] = 290};
-static const double output_vector[] = {[2] = 75, [4] = 175};
+static const double input_vector[] = {[2] = 120, [3] = 200, [4] = 290};
+static const double output_vector[] = {[2] = 75, [3] = 150, [4] = 175};
 static const double filter_vector[] = {[2] = 150, [4] = 260};
 
-enum { FALLBACK_LANES = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 4 };
+enum { FALLBACK_LANES = 16, FALLBACK_CACHE = 1 << 20, SPLIT_BLOCKS = 4, TAPS = 3, PHASES_CHANNELS = 16 };
 
 /* How a convolution would be done. */
 typedef struct WinogradPlan {
-  int32_t outputs;       /* m */
+  WinogradForm form;
   int32_t panel_vectors; /* vectors of filters in a panel */
   int32_t block_tiles;   /* tiles of a register block */
   int32_t group_tiles;   /* tiles that share a pass over the filters */
@@ -68,8 +72,8 @@ static Machine describe_machine(const Target *target) {
  * 0.4 at 0.5, and all of it where it takes longer. */
 static double exposed_reading(double reading, double computing) { return reading * fmin(1, 0.8 * reading / computing); }
 
-double winograd_transforms(int32_t outputs, double tiles, double input_vectors, double output_vectors) {
-  return tiles * (input_vector[outputs] * input_vectors + output_vector[outputs] * output_vectors);
+double winograd_transforms(WinogradForm form, double tiles, double input_vectors, double output_vectors) {
+  return tiles * (input_vector[form.outputs] * input_vectors + output_vector[form.outputs] * output_vectors);
 }
 
 /* Two vectors a panel, or three or one where no other division of the output channels fits exactly. Four where
@@ -124,10 +128,10 @@ static int32_t choose_chunk(const Machine *machine, int64_t channels, double cha
 static WinogradPlan plan_transforming(const Node *node, WinogradPlan plan, const Machine *machine, int64_t batch) {
   const Node *input = node->inputs[0], *filter = node->inputs[1];
   int64_t channels = input->shape.dims[1], vectors = ceil_div(node->shape.dims[1], machine->lanes);
-  WinogradGrid grid =
-      winograd_grid(plan.outputs, input->shape.dims[2], input->shape.dims[3], node->attrs.padding.values);
+  const int32_t taps = winograd_filter_taps(plan.form);
+  WinogradGrid grid = winograd_grid(plan.form, input->shape.dims[2], input->shape.dims[3], node->attrs.padding.values);
   double tiles = (double)(grid.rows * grid.columns), panel = plan.panel_vectors * machine->lanes;
-  double positions = (plan.outputs + WINOGRAD_TAPS - 1) * (plan.outputs + WINOGRAD_TAPS - 1);
+  double positions = winograd_size(plan.form) * winograd_size(plan.form);
   plan.transforms = true;
   divide_filters(&plan, batch);
   plan.cost = INFINITY;
@@ -138,30 +142,31 @@ static WinogradPlan plan_transforming(const Node *node, WinogradPlan plan, const
   double multiply = positions * tiles * (double)(channels * vectors) / multiply_adds_per_cycle;
   double parallel = fmin(plan.block_tiles, tiles) * plan.panel_vectors;
   if (parallel < latency) multiply *= latency / parallel;
-  double filter_bytes = 4 * (double)(WINOGRAD_TAPS * WINOGRAD_TAPS * channels * vectors * machine->lanes);
+  double filter_bytes = 4 * (double)(taps * taps * channels * vectors * machine->lanes);
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes / ((double)batch * bytes_per_cycle);
-  double making = filter_vector[plan.outputs] * (double)(channels * vectors);
-  double transforms =
-      winograd_transforms(plan.outputs, tiles, (double)channels / machine->lanes, (double)vectors);
+  double making = filter_vector[plan.form.outputs] * (double)(channels * vectors);
+  double transforms = winograd_transforms(plan.form, tiles, (double)channels / machine->lanes, (double)vectors);
   double computing = multiply / busy + making;
   plan.cost = computing + exposed_reading(reading, computing) + transforms;
   return plan;
 }
 
-static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machine *machine, int64_t batch) {
+static WinogradPlan plan_winograd(const Node *node, WinogradForm form, const Machine *machine, int64_t batch) {
   const Node *input = node->inputs[0];
-  int64_t channels = round_up(input->shape.dims[1], machine->lanes), filters = node->shape.dims[1];
-  WinogradGrid grid = winograd_grid(outputs, input->shape.dims[2], input->shape.dims[3], node->attrs.padding.values);
+  const int64_t multiplied = winograd_channels(form, input->shape.dims[1]);
+  int64_t channels = round_up(multiplied, machine->lanes), filters = node->shape.dims[1];
+  WinogradGrid grid = winograd_grid(form, input->shape.dims[2], input->shape.dims[3], node->attrs.padding.values);
   int64_t tiles = grid.rows * grid.columns, vectors = ceil_div(filters, machine->lanes);
-  double positions = (outputs + WINOGRAD_TAPS - 1) * (outputs + WINOGRAD_TAPS - 1);
-  WinogradPlan plan = {.outputs = outputs, .panel_vectors = choose_panel(machine, vectors)};
+  double positions = winograd_size(form) * winograd_size(form);
+  WinogradPlan plan = {.form = form, .panel_vectors = choose_panel(machine, vectors)};
   int64_t padded = round_up(vectors, plan.panel_vectors);
   plan.block_tiles = choose_block(machine, plan.panel_vectors, tiles);
   double filter_bytes = positions * 4 * (double)channels * (double)(padded * machine->lanes);
   double image_tiles = (double)tiles, images = (double)batch;
-  if (tiles * batch <= SPLIT_BLOCKS * plan.block_tiles && padded / plan.panel_vectors > 1) divide_filters(&plan, batch);
+  const bool few = tiles * batch <= SPLIT_BLOCKS * plan.block_tiles;
+  if (form.stride == 1 && few && padded / plan.panel_vectors > 1) divide_filters(&plan, batch);
 
-  double multiply = positions * image_tiles * (double)input->shape.dims[1] * (double)padded / multiply_adds_per_cycle;
+  double multiply = positions * image_tiles * (double)multiplied * (double)padded / multiply_adds_per_cycle;
   double parallel = fmin(plan.block_tiles, image_tiles * images) * plan.panel_vectors;
   if (parallel < latency) multiply *= latency / parallel;
   double tile_bytes = positions * 4 * (double)(channels + padded * machine->lanes);
@@ -169,8 +174,7 @@ static WinogradPlan plan_winograd(const Node *node, int32_t outputs, const Machi
       (int32_t)choose_group(machine, &plan, tiles * batch, tile_bytes, filter_bytes, multiply / image_tiles);
   double passes = fmax(image_tiles / plan.group_tiles, 1 / images);
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes * passes / bytes_per_cycle;
-  double transforms =
-      winograd_transforms(outputs, image_tiles, (double)(channels / machine->lanes), (double)vectors);
+  double transforms = winograd_transforms(form, image_tiles, (double)(channels / machine->lanes), (double)vectors);
   plan.cost = multiply / busy + exposed_reading(reading, multiply / busy) + transforms;
   return plan;
 }
@@ -180,9 +184,9 @@ static double direct_taps(const Node *node) {
   const int64_t *in = node->inputs[0]->shape.dims, *out = node->shape.dims, *padding = node->attrs.padding.values;
   double taps[2];
   for (int d = 0; d < 2; d++) {
-    taps[d] = (double)(WINOGRAD_TAPS * out[2 + d]);
+    taps[d] = (double)(TAPS * out[2 + d]);
     if (out[2] * out[3] > 4 * node->choice.tile_pixels) continue;
-    for (int64_t tap = 0; tap < WINOGRAD_TAPS; tap++)
+    for (int64_t tap = 0; tap < TAPS; tap++)
       for (int64_t at = 0; at < out[2 + d]; at++)
         if (at + tap < padding[d] || at + tap >= padding[d] + in[2 + d]) taps[d]--;
   }
@@ -192,24 +196,18 @@ static double direct_taps(const Node *node) {
 static double direct_cost(const Node *node, const Machine *machine, int64_t batch) {
   const int64_t *out = node->shape.dims;
   double channels = (double)node->inputs[0]->shape.dims[1];
-  double vectors = (double)ceil_div(out[1], machine->lanes), taps = WINOGRAD_TAPS * WINOGRAD_TAPS;
+  double vectors = (double)ceil_div(out[1], machine->lanes), taps = TAPS * TAPS;
   double multiply = direct_taps(node) * channels * vectors / multiply_adds_per_cycle;
   double filter_bytes = taps * channels * vectors * machine->lanes * 4;
   double reading = filter_bytes < machine->cache / 2 ? 0 : filter_bytes / ((double)batch * bytes_per_cycle);
   return multiply / busy + exposed_reading(reading, multiply / busy);
 }
 
-/* 3×3, stride 1, all channels blocked, and filters that the prepare phase can transform. */
-static bool takes_winograd(const Node *node, const Machine *machine, const bool *prepared) {
-  if (node->op != OP_CONV2D || node->choice.algorithm != ALGORITHM_DIRECT) return false;
+/* A direct convolution whose filters the prepare phase can transform. */
+static bool may_transform(const Node *node, const Machine *machine, const bool *prepared) {
+  if (node->op != OP_CONV2D || node->choice.algorithm != ALGORITHM_DIRECT || node->attrs.groups != 1) return false;
   const Node *input = node->inputs[0], *filter = node->inputs[1];
-  const Attrs *attrs = &node->attrs;
-  for (int d = 0; d < 2; d++)
-    if (filter->shape.dims[2 + d] != WINOGRAD_TAPS || attrs->stride.values[d] != 1 || attrs->dilation.values[d] != 1)
-      return false;
-  if (attrs->groups != 1 || node->layout.kind != LAYOUT_CHANNEL_BLOCK || node->layout.block != machine->lanes)
-    return false;
-  if (!layout_equal(input->layout, node->layout) || input->shape.dims[1] < machine->lanes) return false;
+  if (node->layout.kind != LAYOUT_CHANNEL_BLOCK || node->layout.block != machine->lanes) return false;
   for (int32_t d = 1; d < 4; d++)
     if (node->shape.dims[d] < 1) return false;
   if (filter->op != OP_CONVERT || !prepared[filter->id] || filter->inputs[0]->layout.kind != LAYOUT_PLAIN) return false;
@@ -219,10 +217,39 @@ static bool takes_winograd(const Node *node, const Machine *machine, const bool 
          shape_elements(&input->shape, 1, &elements) && elements < bound;
 }
 
+/* 7×7, stride 2, an image of few channels. */
+static bool takes_phases(const Node *node, const Machine *machine, const bool *prepared) {
+  const WinogradForm form = algorithm_winograd_form(ALGORITHM_WINOGRAD34);
+  if (!may_transform(node, machine, prepared)) return false;
+  const Node *input = node->inputs[0], *filter = node->inputs[1];
+  for (int d = 0; d < 2; d++)
+    if (filter->shape.dims[2 + d] != winograd_filter_taps(form) || node->attrs.stride.values[d] != form.stride ||
+        node->attrs.dilation.values[d] != 1)
+      return false;
+  return input->layout.kind == LAYOUT_PLAIN && winograd_channels(form, input->shape.dims[1]) <= PHASES_CHANNELS;
+}
+
+/* 3×3, stride 1, all channels blocked. */
+static bool takes_winograd(const Node *node, const Machine *machine, const bool *prepared) {
+  if (!may_transform(node, machine, prepared)) return false;
+  const Node *input = node->inputs[0], *filter = node->inputs[1];
+  const Attrs *attrs = &node->attrs;
+  for (int d = 0; d < 2; d++)
+    if (filter->shape.dims[2 + d] != TAPS || attrs->stride.values[d] != 1 || attrs->dilation.values[d] != 1)
+      return false;
+  return layout_equal(input->layout, node->layout) && input->shape.dims[1] >= machine->lanes;
+}
+
+/* "F(2x2,3x3)" */
+static const char *form_name(Arena *arena, WinogradForm form) {
+  return arena_format(arena, "F(%dx%d,%dx%d)%s", (int)form.outputs, (int)form.outputs, (int)form.taps, (int)form.taps,
+                      form.stride > 1 ? " of phases" : "");
+}
+
 static void decide(Graph *graph, Node *node, const WinogradPlan *plan, double direct, bool chosen) {
   Arena *arena = graph->arena;
-  const char *name = plan->outputs == 2 ? "Winograd F(2x2,3x3)" : "Winograd F(4x4,3x3)";
-  const char *bound = plan->outputs == 2 ? "8" : "48";
+  const char *name = arena_format(arena, "Winograd %s", form_name(arena, plan->form));
+  const char *bound = plan->form.outputs == 2 ? "8" : "48";
   const char *chosen_text = "direct", *reason = "The gain is too small.";
   if (chosen) {
     chosen_text = arena_format(arena, "%s, register blocks of %d tiles by %d vectors, %d tiles a pass%s", name,
@@ -236,7 +263,7 @@ static void decide(Graph *graph, Node *node, const WinogradPlan *plan, double di
     reason = arena_format(arena,
                           "Error of an output is at most %s u sum|a||b|, u = 2^-24 (direct: 8)%s; "
                           "--precision strict excludes it.",
-                          bound, plan->outputs == 2 ? "" : ", relative L2 error at most 1e-5");
+                          bound, plan->form.outputs == 2 ? "" : ", relative L2 error at most 1e-5");
   }
   node_decide(graph, node, "select", chosen_text, chosen ? "direct" : name, reason);
   Decision *decision = node->decisions;
@@ -252,16 +279,18 @@ static bool apply(Rewrite *rewrite, Node *node, const WinogradPlan *plan, bool f
   if (!plan->transforms) {
     if (filter_shared) filter = rewrite_make(rewrite, OP_CONVERT, NULL, &filter->inputs[0], 1, node);
     if (!filter) return false;
-    filter->layout = winograd_filter_layout(plan->outputs, plan->panel_vectors * lanes);
+    filter->layout = winograd_filter_layout(plan->form, plan->panel_vectors * lanes);
     node->inputs[1] = filter;
   }
-  if (plan->split) {
-    Node *tiles = rewrite_make(rewrite, OP_CONVERT, NULL, &node->inputs[0], 1, node);
-    if (!tiles) return false;
-    tiles->layout = winograd_tiles_layout(plan->outputs, lanes);
-    node->inputs[0] = tiles;
+  if (plan->split || plan->form.stride > 1) {
+    const int64_t channels = winograd_channels(plan->form, node->inputs[0]->shape.dims[1]);
+    Node *image = rewrite_make(rewrite, OP_CONVERT, NULL, &node->inputs[0], 1, node);
+    if (!image) return false;
+    image->layout = plan->split ? winograd_tiles_layout(plan->form, lanes)
+                                : (Layout){LAYOUT_CHANNEL_PHASES, (int32_t)round_up(channels, lanes), DTYPE_F32};
+    node->inputs[0] = image;
   }
-  node->choice = (KernelChoice){.algorithm = plan->outputs == 2 ? ALGORITHM_WINOGRAD23 : ALGORITHM_WINOGRAD43,
+  node->choice = (KernelChoice){.algorithm = winograd_algorithm(plan->form),
                                 .tile_pixels = plan->block_tiles,
                                 .tile_blocks = plan->panel_vectors,
                                 .channel_chunk = plan->channel_chunk,
@@ -287,9 +316,10 @@ static void state_init(WinogradState *state, Graph *graph, const PassOptions *op
  * transforms; see winograd_plans. */
 enum { PLAN_COUNT = 6 };
 
-static void winograd_plans(const Node *node, const Machine *machine, int64_t batch, WinogradPlan *out_plans) {
+static int winograd_plans(const Node *node, const Machine *machine, int64_t batch, WinogradPlan *out_plans) {
   for (int p = 0; p < PLAN_COUNT; p++) {
-    const WinogradPlan planned = plan_winograd(node, p & 1 ? 4 : 2, machine, batch);
+    const Algorithm algorithm = p & 1 ? ALGORITHM_WINOGRAD43 : ALGORITHM_WINOGRAD23;
+    const WinogradPlan planned = plan_winograd(node, algorithm_winograd_form(algorithm), machine, batch);
     out_plans[p] = planned;
     if (p >= 4) {
       out_plans[p] = plan_transforming(node, planned, machine, batch);
@@ -300,12 +330,28 @@ static void winograd_plans(const Node *node, const Machine *machine, int64_t bat
     if (p >= 2) divide_filters(&out_plans[p], batch);
     if (divides != (p >= 2)) out_plans[p].cost = INFINITY; /* measuring may find otherwise */
   }
+  return PLAN_COUNT;
+}
+
+/* F(3×3,4×4), one way. Sums over so few channels are stored soon: blocks of few tiles by many vectors load fewer numbers
+ * for them, and two blocks a pass keep what is multiplied in the first-level cache. */
+static int phases_plans(const Node *node, const Machine *machine, int64_t batch, WinogradPlan *out_plans) {
+  enum { WIDE_VECTORS = 4, WIDE_REGISTERS = 32, GROUP_BLOCKS = 2 };
+  WinogradPlan *plan = &out_plans[0];
+  *plan = plan_winograd(node, algorithm_winograd_form(ALGORITHM_WINOGRAD34), machine, batch);
+  const bool many = machine->target == NULL || machine->target->vector_registers >= WIDE_REGISTERS;
+  if (many && ceil_div(node->shape.dims[1], machine->lanes) % WIDE_VECTORS == 0) {
+    plan->panel_vectors = WIDE_VECTORS;
+    plan->block_tiles = register_tile(machine->target, WIDE_VECTORS);
+  }
+  plan->group_tiles = GROUP_BLOCKS * plan->block_tiles;
+  return 1;
 }
 
 static const char *plan_name(Arena *arena, const WinogradPlan *plan) {
   const char *name =
-      arena_format(arena, "F(%dx%d,3x3), blocks of %d tiles by %d vectors, %d tiles a pass%s", (int)plan->outputs,
-                   (int)plan->outputs, (int)plan->block_tiles, (int)plan->panel_vectors, (int)plan->group_tiles,
+      arena_format(arena, "%s, blocks of %d tiles by %d vectors, %d tiles a pass%s", form_name(arena, plan->form),
+                   (int)plan->block_tiles, (int)plan->panel_vectors, (int)plan->group_tiles,
                    plan->split    ? ", input apart"
                    : plan->panels ? ", filters divided"
                                   : "");
@@ -315,11 +361,10 @@ static const char *plan_name(Arena *arena, const WinogradPlan *plan) {
 }
 
 /* The best plan by cost, or -1 when direct convolution is to stay; what was decided is noted. */
-static int prefer_winograd(WinogradState *state, Node *node, const WinogradPlan *plans, int64_t batch) {
+static int prefer_winograd(WinogradState *state, Node *node, const WinogradPlan *plans, int count, double direct) {
   int best = 0;
-  for (int p = 1; p < PLAN_COUNT; p++)
+  for (int p = 1; p < count; p++)
     if (plans[p].cost < plans[best].cost) best = p;
-  const double direct = direct_cost(node, &state->machine, batch);
   const bool chosen = plans[best].cost < least_gain * direct;
   decide(state->rewrite.graph, node, &plans[best], direct, chosen);
   return chosen ? best : -1;
@@ -346,10 +391,11 @@ static void offer_tiles(CandidateList *list, Graph *graph, Node *node, const Pas
   const bool chosen = tiles < least_gain * cost;
   node_decide(
       graph, node, "select", chosen ? name : "without tile registers", chosen ? NULL : name,
-      !chosen  ? "The gain is too small."
-      : halves ? "Error of an output is at most 512 u sum|a||b|, u = 2^-24, measured 480 over the root of the products' "
-                 "number; --precision default takes thirds."
-               : "Error of an output is at most 8 u sum|a||b|, u = 2^-24; --precision strict excludes it.");
+      !chosen ? "The gain is too small."
+      : halves
+          ? "Error of an output is at most 512 u sum|a||b|, u = 2^-24, measured 480 over the root of the products' "
+            "number; --precision default takes thirds."
+          : "Error of an output is at most 8 u sum|a||b|, u = 2^-24; --precision strict excludes it.");
   Decision *decision = node->decisions;
   while (decision->next) decision = decision->next;
   decision->cost = rint(chosen ? tiles : cost);
@@ -376,11 +422,14 @@ static bool select_node(WinogradState *state, Node *node, const PassOptions *opt
   const bool shared = state->uses[node->inputs[1]->id] > 1;
   double cost = any_direct_cost(node, &state->machine, largest_batch(graph, node));
   candidates_direct(&list, graph, node);
-  if (options->precision != PRECISION_STRICT && takes_winograd(node, &state->machine, state->prepared)) {
+  const bool winograd = takes_winograd(node, &state->machine, state->prepared);
+  if (options->precision != PRECISION_STRICT && (winograd || takes_phases(node, &state->machine, state->prepared))) {
     const int64_t batch = largest_batch(graph, node);
-    winograd_plans(node, &state->machine, batch, plans);
-    const int preferred = prefer_winograd(state, node, plans, batch);
-    for (int p = 0; p < PLAN_COUNT; p++) {
+    const int count = winograd ? winograd_plans(node, &state->machine, batch, plans)
+                               : phases_plans(node, &state->machine, batch, plans);
+    const double direct = winograd ? direct_cost(node, &state->machine, batch) : cost;
+    const int preferred = prefer_winograd(state, node, plans, count, direct);
+    for (int p = 0; p < count; p++) {
       if (plans[p].transforms && isinf(plans[p].cost)) continue; /* the kernel cannot */
       candidates_add(&list, plan_name(graph->arena, &plans[p]), node->choice, p);
       if (p == preferred) candidates_prefer(&list, list.count - 1);
@@ -391,7 +440,7 @@ static bool select_node(WinogradState *state, Node *node, const PassOptions *opt
   if (list.count == 0) return true;
   const Candidate *candidate = &list.items[candidates_take(graph, node, &list, options, diag)];
   node->choice = candidate->choice;
-  if (candidate->plan == TILES_PLAN) 
+  if (candidate->plan == TILES_PLAN)
     return apply_tiles(&state->rewrite, node, candidate->choice, options->precision, shared);
   return candidate->plan < 0 || apply(&state->rewrite, node, &plans[candidate->plan], shared);
 }
@@ -410,22 +459,24 @@ bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag) {
   return true;
 }
 
-bool select_winograd_always(Graph *graph, const PassOptions *options, int32_t outputs, WinogradSplit split,
+bool select_winograd_always(Graph *graph, const PassOptions *options, Algorithm algorithm, WinogradSplit split,
                             Diag *diag) {
+  const WinogradForm form = algorithm_winograd_form(algorithm);
   WinogradState state;
   state_init(&state, graph, options, diag);
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
-    if (takes_winograd(node, &state.machine, state.prepared)) {
+    if (form.stride > 1 ? takes_phases(node, &state.machine, state.prepared)
+                        : takes_winograd(node, &state.machine, state.prepared)) {
       int64_t batch = largest_batch(graph, node);
-      WinogradPlan plan = plan_winograd(node, outputs, &state.machine, batch);
+      WinogradPlan plan = plan_winograd(node, form, &state.machine, batch);
       if (split == WINOGRAD_TRANSFORMING || split == WINOGRAD_TRANSFORMING_PANELS) {
         plan.panel_vectors = node->inputs[1]->layout.block / state.machine.lanes;
         plan.block_tiles = choose_block(&state.machine, plan.panel_vectors, plan.block_tiles);
         plan = plan_transforming(node, plan, &state.machine, batch);
         plan.channel_chunk = plan.channel_chunk / 2 / state.machine.lanes * state.machine.lanes;
       }
-      if (split != WINOGRAD_SPLIT_AS_PLANNED) {
+      if (split != WINOGRAD_SPLIT_AS_PLANNED && form.stride == 1) {
         plan.panels = split == WINOGRAD_PANELS || split == WINOGRAD_TRANSFORMING_PANELS;
         plan.split = split == WINOGRAD_SPLIT_ALWAYS || split == WINOGRAD_TRANSFORMING;
       }

@@ -13,7 +13,7 @@ int32_t register_tile(const Target *target, int32_t blocks);
 bool select_winograd(Graph *graph, const PassOptions *options, Diag *diag);
 
 /* Cycles of the transforms of `tiles` tiles of an image, whose pixels have so many vectors of channels before and after. */
-double winograd_transforms(int32_t outputs, double tiles, double input_vectors, double output_vectors);
+double winograd_transforms(WinogradForm form, double tiles, double input_vectors, double output_vectors);
 
 /* PANELS: every call transforms the images that its panels of filters are multiplied with. TRANSFORMING: split, and
  * TRANSFORMING_PANELS: with panels, with filters that the kernel transforms, half of the channels at a time where that
@@ -27,8 +27,9 @@ typedef enum WinogradSplit {
   WINOGRAD_TRANSFORMING_PANELS
 } WinogradSplit;
 
-/* The same for every convolution that can be computed so, whatever it costs: F(outputs×outputs,3×3), outputs 2 or 4.
- * For tests and measurements, after a `select` with strict precision. */
-bool select_winograd_always(Graph *graph, const PassOptions *options, int32_t outputs, WinogradSplit split, Diag *diag);
+/* The same for every convolution that can be computed by this one of Winograd's algorithms, whatever it costs.
+ * WINOGRAD34 knows no split. For tests and measurements, after a `select` with strict precision. */
+bool select_winograd_always(Graph *graph, const PassOptions *options, Algorithm algorithm, WinogradSplit split,
+                            Diag *diag);
 
 #endif

@@ -54,7 +54,7 @@ static bool lay_out(const Node *node, const Halo *halo, Storage *out) {
   int64_t block = node->layout.block, extents[SHAPE_MAX_RANK], total, inner = 1;
   const int64_t element = layout_stored_bytes(node->layout, node->dtype);
   bool batched = shape_batched(shape);
-  if (winograd_outputs(node->layout.kind) > 0) {
+  if (layout_is_winograd(node->layout.kind)) {
     const int64_t padding[4] = {halo->side[TOP], halo->side[LEFT], halo->side[BOTTOM], halo->side[RIGHT]};
     return winograd_storage(node->layout, shape, element, padding, out);
   }
@@ -235,15 +235,14 @@ static bool passes_storage_on(const Node *node) { return node->op == OP_IDENTITY
  * of its own, the padding is that of the convolution that reads its tiles. */
 static void cover_tiles(const Node *node, Halo *halos) {
   bool tiles = node->op == OP_CONVERT && layout_is_winograd_tiles(node->layout.kind);
-  int32_t outputs = tiles                     ? winograd_outputs(node->layout.kind)
-                    : node->op == OP_CONV2D ? algorithm_winograd_outputs(node->choice.algorithm)
-                                            : 0;
-  if (outputs == 0 || (!tiles && layout_is_winograd_tiles(node->inputs[0]->layout.kind))) return;
+  const bool reads_image = node->op == OP_CONV2D && !layout_is_winograd_image(node->inputs[0]->layout.kind);
+  const WinogradForm form = tiles ? winograd_form(node->layout.kind) : algorithm_winograd_form(node->choice.algorithm);
+  if (form.outputs == 0 || (!tiles && !reads_image)) return;
   const Node *input = node->inputs[0];
   const int32_t *side = halos[node->id].side;
   const int64_t of_reader[4] = {side[TOP], side[LEFT], side[BOTTOM], side[RIGHT]};
   int64_t reach[4];
-  winograd_reach(outputs, input->shape.dims[2], input->shape.dims[3], tiles ? of_reader : node->attrs.padding.values,
+  winograd_reach(form, input->shape.dims[2], input->shape.dims[3], tiles ? of_reader : node->attrs.padding.values,
                  reach);
   halo_cover(&halos[input->id], reach);
 }

@@ -1,4 +1,4 @@
-/* Winograd convolutions of the CPU code generator against the interpreter: both sizes, both divisions of the work, all
+/* Winograd convolutions of the CPU code generator against the interpreter: all forms, both divisions of the work, all
  * kinds of tile tails, every instruction set that this machine has, guard pages around every operand. */
 #include <math.h>
 
@@ -22,7 +22,8 @@ static double norm_gate(int32_t outputs) { return outputs == 2 ? 2e-6 : 1e-5; }
 typedef struct WinogradCase {
   int64_t channels, filters, height, width, padding[4], batch;
   bool bias, relu, residual, fixed;
-  int64_t then; /* filters of a following convolution of the same kind, which reads the halo; 0: none */
+  int64_t then; /* filters of a following convolution, 3×3, which reads the halo; 0: none */
+  bool phases;  /* 7×7 with stride 2; else 3×3 */
 } WinogradCase;
 
 #define SAME \
@@ -46,6 +47,17 @@ static const WinogradCase cases[] = {
 };
 enum { CASE_COUNT = sizeof cases / sizeof *cases };
 
+static const WinogradCase phases_cases[] = {
+    {3, 16, 1, 1, {3, 3, 3, 3}, 1, .phases = true},
+    {3, 64, 32, 36, {3, 3, 3, 3}, 1, .bias = true, .relu = true, .phases = true},
+    {3, 64, 33, 35, {3, 3, 3, 3}, 2, .bias = true, .residual = true, .relu = true, .phases = true},
+    {4, 17, 20, 50, {2, 0, 5, 1}, 3, .bias = true, .phases = true},
+    {1, 40, 8, 7, {0, 0, 0, 0}, 3, .relu = true, .phases = true},
+    {2, 100, 7, 41, {3, 3, 3, 3}, 2, .fixed = true, .bias = true, .relu = true, .phases = true},
+    {3, 32, 41, 17, {4, 9, 0, 2}, 1, .bias = true, .then = 16, .phases = true},
+};
+enum { PHASES_COUNT = sizeof phases_cases / sizeof *phases_cases };
+
 static Node *add_weight(Graph *graph, const char *name, int32_t rank, const int64_t *dims) {
   const Parameter parameter = {.name = name,
                                .dtype = DTYPE_F32,
@@ -57,12 +69,13 @@ static Node *add_weight(Graph *graph, const char *name, int32_t rank, const int6
 }
 
 static Node *add_conv(Graph *graph, Node *input, const char *name, int64_t channels, int64_t filters,
-                      const int64_t padding[4], bool bias) {
-  const int64_t dims[4] = {filters, channels, 3, 3};
+                      const int64_t padding[4], bool bias, bool phases) {
+  const int64_t taps = phases ? 7 : 3, dims[4] = {filters, channels, taps, taps};
   Node *inputs[3] = {input, add_weight(graph, arena_format(graph->arena, "%s.weight", name), 4, dims), NULL};
   if (bias) inputs[2] = add_weight(graph, arena_format(graph->arena, "%s.bias", name), 1, &filters);
   Node *conv = graph_add(graph, OP_CONV2D, name, inputs, bias ? 3 : 2);
   for (int side = 0; side < 4; side++) conv->attrs.padding.values[side] = padding[side];
+  if (phases) conv->attrs.stride = (AttrInt2){{2, 2}};
   return conv;
 }
 
@@ -70,7 +83,7 @@ static Graph *build(Arena *arena, const WinogradCase *test) {
   Graph *graph = graph_create(arena, "winograd");
   const int64_t dims[4] = {test->fixed ? test->batch : DIM_BATCH, test->channels, test->height, test->width};
   Node *value = graph_add_input(graph, "x", DTYPE_F32, shape_of(4, dims));
-  value = add_conv(graph, value, "conv", test->channels, test->filters, test->padding, test->bias);
+  value = add_conv(graph, value, "conv", test->channels, test->filters, test->padding, test->bias, test->phases);
   if (test->residual) {
     assert_true(graph_infer(graph, diag_create(arena)));
     Node *other = graph_add_input(graph, "residual", DTYPE_F32, value->shape);
@@ -79,10 +92,14 @@ static Graph *build(Arena *arena, const WinogradCase *test) {
   if (test->relu) value = graph_add(graph, OP_RELU, "act", &value, 1);
   if (test->then > 0) {
     const int64_t same[4] = SAME;
-    value = add_conv(graph, value, "next", test->filters, test->then, same, true);
+    value = add_conv(graph, value, "next", test->filters, test->then, same, true, false);
   }
   graph_add_output(graph, "y", value);
   return graph;
+}
+
+static Algorithm algorithm_of(int32_t outputs) {
+  return outputs == 2 ? ALGORITHM_WINOGRAD23 : outputs == 3 ? ALGORITHM_WINOGRAD34 : ALGORITHM_WINOGRAD43;
 }
 
 /* As test_program_compile, with Winograd's algorithm wherever it is possible. */
@@ -96,9 +113,9 @@ static bool compile(TestProgram *program, const char *isa, int32_t outputs, Wino
   const PassOptions options = {
       .target = &program->target, .precision = PRECISION_STRICT, .scratch = scratch, .image_layout = &blocks};
   done = done && pipeline_run_list(graph, before, &options, diag) &&
-         select_winograd_always(graph, &options, outputs, split, diag) && graph_verify(graph, "select", diag) &&
-         pipeline_run_list(graph, "strides,memory", &options, diag) && graph_verify(graph, "memory", diag) &&
-         plan_build(graph, &options, diag, &program->plan);
+         select_winograd_always(graph, &options, algorithm_of(outputs), split, diag) &&
+         graph_verify(graph, "select", diag) && pipeline_run_list(graph, "strides,memory", &options, diag) &&
+         graph_verify(graph, "memory", diag) && plan_build(graph, &options, diag, &program->plan);
   arena_destroy(scratch);
   const CpuOptions cpu = {.threads = 1};
   CpuObjects objects;
@@ -110,9 +127,7 @@ static bool compile(TestProgram *program, const char *isa, int32_t outputs, Wino
 
 static bool uses_winograd(const Plan *plan) {
   for (size_t k = 0; k < plan->kernel_count; k++)
-    if (plan->kernels[k].choice.algorithm == ALGORITHM_WINOGRAD23 ||
-        plan->kernels[k].choice.algorithm == ALGORITHM_WINOGRAD43)
-      return true;
+    if (algorithm_winograd_form(plan->kernels[k].choice.algorithm).outputs > 0) return true;
   return false;
 }
 
@@ -190,26 +205,57 @@ static void test_against_interpreter(void **state) {
   }
 }
 
-/* However the items are divided among threads and grouped, every bit is the same. */
-static void test_divisions(void **state) {
+/* The phases of images with few channels, and what a filter of 7×7 has of them. */
+static void test_phases(void **state) {
   Fixture *fixture = *state;
-  static const int32_t chunks[] = {2, 3, 7, 16};
-  for (size_t i = 0; i < CASE_COUNT; i++)
-    for (int form = 0; form < FORM_COUNT; form++) {
+  for (size_t i = 0; i < PHASES_COUNT; i++) {
+    Arena *arena = arena_create(NULL);
+    Reference reference;
+    evaluate(arena, &phases_cases[i], &reference);
+    for (int isa = 0; isa < ISA_COUNT; isa++) {
+      if (!test_isa_runnable(isas[isa])) continue;
+      const char *label = arena_format(fixture->arena, "phases %zu, %s", i, isas[isa]);
       TestProgram program;
-      TestRun one, many;
-      assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &cases[i])));
-      assert_true(compile(&program, "native", form & 1 ? 4 : 2, forms[form / 2]));
-      test_fill(&program, FILL_FLOATS, cases[i].batch, 3);
-      assert_true(test_program_run(&program, cases[i].batch, 1, false, &one));
-      for (size_t j = 0; j < sizeof chunks / sizeof *chunks; j++) {
-        assert_true(test_program_run(&program, cases[i].batch, chunks[j], true, &many));
-        const Tensor *a = &one.outputs.items[0], *b = &many.outputs.items[0];
-        if (memcmp(a->data, b->data, (size_t)tensor_bytes(a)) != 0)
-          fail_msg("case %zu, form %d: %d pieces change the result", i, form, (int)chunks[j]);
-      }
+      assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &phases_cases[i])));
+      if (!compile(&program, isas[isa], 3, WINOGRAD_SPLIT_AS_PLANNED)) fail_msg("%s: does not compile", label);
+      /* a vector's channels are a block, which direct convolution reads */
+      const bool plain = phases_cases[i].channels < program.target.vector_lanes;
+      if (uses_winograd(program.plan) != plain) fail_msg("%s: %s", label, plain ? "not computed so" : "computed so");
+      if (plain) check(&program, &phases_cases[i], &reference, label, 3);
       arena_reset(fixture->arena);
     }
+    arena_destroy(arena);
+  }
+}
+
+/* However the items are divided among threads and grouped, every bit is the same. */
+static void check_divisions(Fixture *fixture, const WinogradCase *test, int32_t outputs, WinogradSplit split,
+                            const char *label) {
+  static const int32_t chunks[] = {2, 3, 7, 16};
+  TestProgram program;
+  TestRun one, many;
+  assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, test)));
+  assert_true(compile(&program, "native", outputs, split));
+  test_fill(&program, FILL_FLOATS, test->batch, 3);
+  assert_true(test_program_run(&program, test->batch, 1, false, &one));
+  for (size_t j = 0; j < sizeof chunks / sizeof *chunks; j++) {
+    assert_true(test_program_run(&program, test->batch, chunks[j], true, &many));
+    const Tensor *a = &one.outputs.items[0], *b = &many.outputs.items[0];
+    if (memcmp(a->data, b->data, (size_t)tensor_bytes(a)) != 0)
+      fail_msg("%s: %d pieces change the result", label, (int)chunks[j]);
+  }
+  arena_reset(fixture->arena);
+}
+
+static void test_divisions(void **state) {
+  Fixture *fixture = *state;
+  for (size_t i = 0; i < CASE_COUNT; i++)
+    for (int form = 0; form < FORM_COUNT; form++)
+      check_divisions(fixture, &cases[i], form & 1 ? 4 : 2, forms[form / 2],
+                      arena_format(fixture->arena, "case %zu, form %d", i, form));
+  for (size_t i = 0; i < PHASES_COUNT; i++)
+    check_divisions(fixture, &phases_cases[i], 3, WINOGRAD_SPLIT_AS_PLANNED,
+                    arena_format(fixture->arena, "phases %zu", i));
 }
 
 /* `select` takes it where it pays and the precision allows it. */
@@ -217,8 +263,14 @@ static void test_selection(void **state) {
   Fixture *fixture = *state;
   static const WinogradCase large = {64, 64, 56, 56, SAME, 1, .bias = true};
   static const WinogradCase small = {16, 16, 1, 1, SAME, 1};
+  static const WinogradCase stem = {3, 64, 224, 224, {3, 3, 3, 3}, 1, .bias = true, .phases = true};
   TestProgram program;
   assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &large)));
+  assert_true(test_program_compile(&program, "x86-64-v4", NULL, PRECISION_DEFAULT));
+  assert_true(uses_winograd(program.plan));
+  assert_true(test_program_compile(&program, "x86-64-v4", NULL, PRECISION_STRICT));
+  assert_false(uses_winograd(program.plan));
+  assert_true(test_program_init(&program, fixture->arena, build(fixture->arena, &stem)));
   assert_true(test_program_compile(&program, "x86-64-v4", NULL, PRECISION_DEFAULT));
   assert_true(uses_winograd(program.plan));
   assert_true(test_program_compile(&program, "x86-64-v4", NULL, PRECISION_STRICT));
@@ -262,7 +314,7 @@ static void test_shared_routines(void **state) {
   Graph *graph = graph_create(fixture->arena, "shared");
   Node *value = graph_add_input(graph, "x", DTYPE_F32, shape_of(4, (int64_t[]){DIM_BATCH, 32, 16, 16}));
   for (int i = 0; i < 4; i++) {
-    value = add_conv(graph, value, arena_format(fixture->arena, "conv%d", i), 32, 32, (int64_t[4])SAME, true);
+    value = add_conv(graph, value, arena_format(fixture->arena, "conv%d", i), 32, 32, (int64_t[4])SAME, true, false);
     if (i < 3) value = graph_add(graph, activations[i], arena_format(fixture->arena, "act%d", i), &value, 1);
   }
   graph_add_output(graph, "y", value);
@@ -283,6 +335,7 @@ static void test_shared_routines(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(test_against_interpreter, fixture_setup, fixture_teardown),
+      cmocka_unit_test_setup_teardown(test_phases, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_divisions, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_selection, fixture_setup, fixture_teardown),
       cmocka_unit_test_setup_teardown(test_others_stay, fixture_setup, fixture_teardown),

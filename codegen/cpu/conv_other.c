@@ -80,6 +80,7 @@ bool cpu_conv2d(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag
       return cpu_conv_depthwise(emit, kernel, out_work, diag);
     case ALGORITHM_WINOGRAD23:
     case ALGORITHM_WINOGRAD43:
+    case ALGORITHM_WINOGRAD34:
       return cpu_conv_winograd(emit, kernel, out_work, diag);
     case ALGORITHM_TILES:
       return cpu_conv_tiles(emit, kernel, out_work, diag);

@@ -1,4 +1,5 @@
-/* Winograd convolution: F(2×2,3×3) and F(4×4,3×3), stride 1, channel-blocked; see ir/winograd.h for the terms.
+/* Winograd convolution: F(2×2,3×3) and F(4×4,3×3) with stride 1, and F(3×3,4×4) of the phases of an image with few
+ * channels with stride 2; channel-blocked; see ir/winograd.h for the terms.
  *
  * Operands: the output [N][K/b][H][W][b]; transformed filters U [K/f][A·A][C][f] with f = b·T, or the filters as they
  * are, [K/f][C][3][3][f]; and either the image, or its transformed tiles V [N][A·A][tile][C].
@@ -31,15 +32,17 @@
 #include "ride.h"
 #include "winograd_transform.h"
 
-enum { CHANNEL_UNROLL = 4, MAX_BLOCK_VECTORS = 16, LINE_BYTES = 64 };
+enum { CHANNEL_UNROLL = 4, MAX_BLOCK_VECTORS = 16, LINE_BYTES = 64, NEAR_SHARE = 16 };
 
 typedef struct Winograd {
   Emit *emit;
   const PlanKernel *kernel;
   ConvShape shape;
   const PlanTensor *input, *filter, *output, *bias;
-  int32_t outputs, positions; /* m, A·A */
-  int32_t lanes;              /* b */
+  WinogradForm form;
+  int32_t positions; /* A·A */
+  int32_t lanes;     /* b */
+  int64_t channels;  /* of the image, or of its phases */
   WinogradGrid grid;
   int64_t tiles;          /* of an image */
   int64_t blocks;         /* register blocks of an image */
@@ -119,18 +122,20 @@ static void transform_block(const Winograd *winograd, const TileBlock *block) {
   EmitLoop tile = emit_loop_outer(emit, emit_int(emit, 0), block->count, 1, "input_tile");
   Value digit[2];
   emit_split(emit, emit_add(emit, block->first, tile.index), 2, (int64_t[]){1, winograd->grid.columns}, digit);
-  Value corner = emit_add(emit, emit_mul_int(emit, digit[0], winograd->outputs * in->stride[2]),
-                          emit_mul_int(emit, digit[1], winograd->outputs * in->stride[3]));
+  Value corner = emit_add(emit, emit_mul_int(emit, digit[0], winograd->form.outputs * in->stride[2]),
+                          emit_mul_int(emit, digit[1], winograd->form.outputs * in->stride[3]));
   corner = emit_add(emit, corner, emit_mul_int(emit, block->image, in->stride[0]));
-  corner = emit_add_int(
-      emit, corner, in->origin - winograd->shape.pad_top * in->stride[2] - winograd->shape.pad_left * in->stride[3]);
+  const bool padded = layout_is_winograd_image(winograd->input->layout.kind);
+  const int64_t top = padded ? 0 : winograd->shape.pad_top, left = padded ? 0 : winograd->shape.pad_left;
+  corner = emit_add_int(emit, corner, in->origin - top * in->stride[2] - left * in->stride[3]);
   Value place = emit_mul_int(emit, emit_add(emit, block->row, tile.index), winograd->row);
   EmitLoop channel =
       emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->row / winograd->lanes), 1, "input_block");
-  Value input = emit_add(emit, corner, emit_mul_int(emit, channel.index, in->stride[1]));
+  Value input = emit_add(emit, corner, emit_mul_int(emit, channel.index, padded ? winograd->lanes : in->stride[1]));
   Value output = emit_add(emit, place, emit_mul_int(emit, channel.index, winograd->lanes));
-  winograd_input_tile(emit, winograd->outputs, winograd->input, emit_address(emit, emit->inputs[0], input),
-                      emit_address(emit, winograd->v, output), winograd->v_plane);
+  winograd_input_tile(emit, winograd->form, winograd->lanes, winograd->input,
+                      emit_address(emit, emit->inputs[0], input), emit_address(emit, winograd->v, output),
+                      winograd->v_plane);
   emit_loop_end(emit, &channel);
   emit_loop_end(emit, &tile);
 }
@@ -209,7 +214,7 @@ static EmitRoutine product_routine(const Winograd *winograd, const char *name, i
   Value *sums = arena_array(emit->arena, (size_t)(rows * vectors), Value);
   for (int64_t i = 0; i < rows * vectors; i++) {
     Value place = emit_int(emit, i / vectors * winograd->m_row + i % vectors * winograd->lanes);
-    bool adds = winograd->part < winograd->shape.channels;
+    bool adds = winograd->part < winograd->channels;
     sums[i] = emit_variable(emit, vector, "sum");
     emit_set(emit, sums[i],
              adds ? emit_load(emit, products, place, winograd->lanes) : emit_float(emit, winograd->lanes, 0));
@@ -246,7 +251,7 @@ typedef struct ProductPlace {
 static void product_call(const Winograd *winograd, const EmitRoutine *routine, const TileBlock *block, Value number,
                          const ProductPlace *place) {
   Emit *emit = winograd->emit;
-  int64_t share = winograd->shape.channels / CHANNEL_UNROLL * winograd->prefetch;
+  int64_t share = winograd->channels / CHANNEL_UNROLL * winograd->prefetch;
   if (winograd->transforms) share = winograd->fetch_lines * LINE_BYTES / (int64_t)sizeof(float);
   Value arguments[4] = {emit_address(emit, place->tiles, emit_mul_int(emit, block->row, winograd->row)), place->filters,
                         emit_address(emit, place->products, emit_mul_int(emit, block->row, winograd->m_row)),
@@ -320,7 +325,7 @@ static void store_row(OutputTile *tile, Value base, const Value *values, int64_t
 static void store_tile(OutputTile *tile, Value tile_row, Value tile_column, const Value *values) {
   const Winograd *winograd = tile->winograd;
   Emit *emit = winograd->emit;
-  int32_t outputs = winograd->outputs;
+  const int32_t outputs = winograd->form.outputs;
   int64_t last_rows = winograd->shape.out_height - (winograd->grid.rows - 1) * outputs;
   int64_t last_columns = winograd->shape.out_width - (winograd->grid.columns - 1) * outputs;
   Value base = emit_opaque(emit, emit_address(emit, emit->output, emit_offset(emit, winograd->output, tile->index)));
@@ -362,17 +367,18 @@ static void finish_block(const Winograd *winograd, const TileBlock *block, Value
   Value column = emit_mul_int(emit, emit_sub(emit, vector.index, begin), winograd->lanes);
   Value products = emit_address(emit, winograd->m, emit_add(emit, row, column));
   Value values[WINOGRAD_MAX_SIZE * WINOGRAD_MAX_SIZE];
-  winograd_output_tile(emit, winograd->outputs, winograd->lanes, products, winograd->m_plane, values);
+  winograd_output_tile(emit, winograd->form, winograd->lanes, products, winograd->m_plane, values);
   OutputTile output = {.winograd = winograd};
   output.index[0] = block->image;
   output.index[1] = vector.index;
-  output.index[2] = emit_mul_int(emit, digit[0], winograd->outputs);
-  output.index[3] = emit_mul_int(emit, digit[1], winograd->outputs);
+  output.index[2] = emit_mul_int(emit, digit[0], winograd->form.outputs);
+  output.index[3] = emit_mul_int(emit, digit[1], winograd->form.outputs);
   if (winograd->bias != NULL) {
     Value place =
         emit_add_int(emit, emit_mul_int(emit, output.index[1], winograd->lanes), winograd->bias->storage.origin);
     Value bias = emit_load(emit, emit->inputs[2], place, winograd->lanes);
-    for (int32_t i = 0; i < winograd->outputs * winograd->outputs; i++) values[i] = emit_fadd(emit, values[i], bias);
+    for (int32_t i = 0; i < winograd->form.outputs * winograd->form.outputs; i++)
+      values[i] = emit_fadd(emit, values[i], bias);
   }
   store_tile(&output, digit[0], digit[1], values);
   emit_loop_end(emit, &vector);
@@ -391,9 +397,9 @@ static void emit_block_halo(const Winograd *winograd, const TileBlock *block, Va
   Value first_row = emit_div_int(emit, emit_add_int(emit, block->first, columns - 1), columns);
   Value end_row = emit_div_int(emit, emit_add_int(emit, last, columns - 1), columns);
   Value end_y =
-      emit_min(emit, emit_mul_int(emit, end_row, winograd->outputs), emit_int(emit, winograd->shape.out_height));
+      emit_min(emit, emit_mul_int(emit, end_row, winograd->form.outputs), emit_int(emit, winograd->shape.out_height));
   EmitLoop vector = emit_loop_outer(emit, begin, end, 1, "halo_vector");
-  emit_halo_rows(emit, block->image, vector.index, emit_mul_int(emit, first_row, winograd->outputs), end_y);
+  emit_halo_rows(emit, block->image, vector.index, emit_mul_int(emit, first_row, winograd->form.outputs), end_y);
   emit_loop_end(emit, &vector);
 }
 
@@ -430,8 +436,9 @@ static void transform_filters(const Winograd *winograd, Value filters) {
   Value from = emit_address(emit, filters, emit_mul_int(emit, channel.index, winograd->filter->storage.stride[1]));
   Value to = emit_address(emit, winograd->u, emit_mul_int(emit, channel.index, width));
   for (int64_t k = 0; k < winograd->panel_vectors; k++)
-    winograd_filter_tile(emit, winograd->outputs, winograd->lanes, emit_address(emit, from, emit_int(emit, k * lanes)),
-                         width, emit_address(emit, to, emit_int(emit, k * lanes)), winograd->u_plane);
+    winograd_filter_tile(emit, winograd->form.outputs, winograd->lanes,
+                         emit_address(emit, from, emit_int(emit, k * lanes)), width,
+                         emit_address(emit, to, emit_int(emit, k * lanes)), winograd->u_plane);
   emit_loop_end(emit, &channel);
 }
 
@@ -450,9 +457,8 @@ static void multiply_transforming(const Winograd *winograd, Value item, Value co
   int64_t fetched = winograd->blocks * winograd->fetch_lines * LINE_BYTES / (int64_t)sizeof(float);
   Value panel_filters = emit_address(emit, emit->inputs[1],
                                      emit_add_int(emit, emit_mul_int(emit, panel, filter->stride[0]), filter->origin));
-  if (winograd->part < winograd->shape.channels) clear_products(winograd);
-  EmitLoop part =
-      emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->shape.channels), winograd->part, "part");
+  if (winograd->part < winograd->channels) clear_products(winograd);
+  EmitLoop part = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->channels), winograd->part, "part");
   Value filters = emit_address(emit, panel_filters, emit_mul_int(emit, part.index, filter->stride[1]));
   transform_filters(winograd, filters);
   EmitLoop position = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, winograd->positions), 1, "position");
@@ -588,22 +594,28 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
   bool tiles = layout_is_winograd_tiles(input->layout.kind), transforms = filter->layout.kind == LAYOUT_FILTER_BLOCK;
   int32_t lanes = kernel->output.layout.block;
-  int32_t outputs = algorithm_winograd_outputs(kernel->choice.algorithm);
-  bool fits = outputs > 0 && (transforms || winograd_outputs(filter->layout.kind) == outputs) &&
-              !layout_is_winograd_tiles(filter->layout.kind) && input->layout.block == lanes &&
-              kernel->output.layout.kind == LAYOUT_CHANNEL_BLOCK && filter->layout.block % lanes == 0 &&
-              filter->layout.block <= MAX_BLOCK_VECTORS * lanes && shape.groups == 1 &&
-              (tiles ? winograd_outputs(input->layout.kind) == outputs : input->layout.kind == LAYOUT_CHANNEL_BLOCK);
+  const WinogradForm form = algorithm_winograd_form(kernel->choice.algorithm);
+  const int64_t channels = winograd_channels(form, shape.channels);
+  const LayoutKind from = input->layout.kind, phases = LAYOUT_CHANNEL_PHASES;
+  const bool image = tiles ? winograd_form(from).outputs == form.outputs && form.stride == 1
+                           : from == (form.stride > 1 ? phases : LAYOUT_CHANNEL_BLOCK);
+  const bool transformed = layout_equal(filter->layout, winograd_filter_layout(form, filter->layout.block));
+  const bool fits =
+      form.outputs > 0 && image && (transformed || (transforms && form.stride == 1)) &&
+      (from == phases ? input->layout.block == round_up(channels, lanes) : input->layout.block == lanes) &&
+      kernel->output.layout.kind == LAYOUT_CHANNEL_BLOCK && filter->layout.block % lanes == 0 &&
+      filter->layout.block <= MAX_BLOCK_VECTORS * lanes && shape.groups == 1;
   if (!fits) {
     diag_error(diag, kernel->location, "'%s': Winograd convolution does not take these layouts", kernel->name);
     return false;
   }
   const int64_t *padding = kernel->attrs.padding.values;
+  const bool padded = layout_is_winograd_image(from);
   int64_t reach[4];
-  winograd_reach(outputs, shape.height, shape.width, padding, reach);
+  winograd_reach(form, shape.height, shape.width, padding, reach);
   for (int side = 0; side < 4; side++) {
-    int64_t needed = tiles ? padding[side] : reach[side], found = input->storage.halo[side];
-    if (tiles ? found == needed : found >= needed) continue;
+    int64_t needed = padded ? padding[side] : reach[side], found = input->storage.halo[side];
+    if (padded ? found == needed : found >= needed) continue;
     diag_error(diag, kernel->location, "'%s': the input's halo of %lld does not fit the tiles, which need %lld",
                kernel->name, (long long)found, (long long)needed);
     return false;
@@ -611,10 +623,11 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   *winograd = (Winograd){.emit = emit, .kernel = kernel, .shape = shape, .input = input, .filter = filter};
   winograd->output = &kernel->output;
   winograd->bias = kernel->op_input_count > 2 ? &kernel->inputs[2] : NULL;
-  winograd->outputs = outputs;
-  winograd->positions = (outputs + WINOGRAD_TAPS - 1) * (outputs + WINOGRAD_TAPS - 1);
+  winograd->form = form;
+  winograd->channels = channels;
+  winograd->positions = winograd_size(form) * winograd_size(form);
   winograd->lanes = lanes;
-  winograd->grid = winograd_grid(outputs, shape.height, shape.width, padding);
+  winograd->grid = winograd_grid(form, shape.height, shape.width, padding);
   winograd->tiles = winograd->grid.rows * winograd->grid.columns;
   winograd->blocks = ceil_div(winograd->tiles, kernel->choice.tile_pixels > 0 ? kernel->choice.tile_pixels : 4);
   winograd->tiles_operand = tiles;
@@ -624,10 +637,10 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   winograd->panel_vectors = filter->layout.block / lanes;
   winograd->filter_vectors = ceil_div(shape.filters, lanes);
   winograd->panels = ceil_div(winograd->filter_vectors, winograd->panel_vectors);
-  winograd->row = round_up(shape.channels, lanes);
+  winograd->row = round_up(channels, lanes);
   int32_t part = kernel->choice.channel_chunk;
   winograd->transforms = transforms;
-  winograd->part = transforms && part > 0 && shape.channels % part == 0 ? part : shape.channels;
+  winograd->part = transforms && part > 0 && channels % part == 0 ? part : channels;
   int64_t group = winograd->panel_items ? winograd->blocks : kernel->choice.row_chunk / largest_block(winograd);
   winograd->group_blocks = group < 1 ? 1 : group;
   return true;
@@ -643,8 +656,11 @@ bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   winograd->m_row = panels ? width : winograd->panels * width;
   winograd->m_plane = round_up(rows * winograd->m_row, line) + line;
   winograd->v_plane = tiles ? winograd->input->storage.stride[3] : round_up(rows * winograd->row, line) + line;
-  int64_t steps = winograd->shape.channels / CHANNEL_UNROLL * winograd->group_blocks;
-  winograd->prefetch = steps > 0 ? round_up(ceil_div(winograd->shape.channels * width, steps), line) : 0;
+  int64_t steps = winograd->channels / CHANNEL_UNROLL * winograd->group_blocks;
+  winograd->prefetch = steps > 0 ? round_up(ceil_div(winograd->channels * width, steps), line) : 0;
+  if (winograd->positions * winograd->channels * winograd->panels * width * (int64_t)sizeof(float) <=
+      emit->target->l2_bytes / NEAR_SHARE)
+    winograd->prefetch = 0; /* U is at hand all the time */
   if (winograd->transforms) {
     winograd->u_plane = round_up(winograd->part * width, line) + line;
     int64_t lines = ceil_div(winograd->part * winograd->filter->storage.stride[1], line);
@@ -656,7 +672,7 @@ bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   *out_work = work_per_image(winograd->shape.images, panels ? winograd->panels : winograd->blocks);
   int64_t planes = winograd->m_plane + winograd->u_plane + (tiles ? 0 : winograd->v_plane);
   out_work->scratch_bytes = winograd->positions * planes * (int64_t)sizeof(float);
-  int64_t tile_vectors = winograd->filter_vectors * winograd->outputs * winograd->outputs;
+  int64_t tile_vectors = winograd->filter_vectors * winograd->form.outputs * winograd->form.outputs;
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, tile_vectors);
   if (!tiles) transform_part(winograd);
   multiply_part(winograd);

@@ -401,7 +401,7 @@ bool cpu_convert(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Dia
                kernel->name);
     return false;
   }
-  if (winograd_outputs(to) > 0) return winograd_convert(emit, kernel, out_work, diag);
+  if (layout_is_winograd(to)) return winograd_convert(emit, kernel, out_work, diag);
   if (layout_parts(kernel->output.layout) > 0 || to == LAYOUT_FILTER_TILES)
     return cpu_convert_tiles(emit, kernel, out_work, diag);
   const bool from_channels = from == LAYOUT_CHANNEL_BLOCK || from == LAYOUT_CHANNEL_LAST;

@@ -10,6 +10,7 @@ static int32_t split_dim(const PlanTensor *tensor) {
     case LAYOUT_CHANNEL_BLOCK:
     case LAYOUT_TILES_WINOGRAD2:
     case LAYOUT_TILES_WINOGRAD4:
+    case LAYOUT_CHANNEL_PHASES:
       return 1;
     case LAYOUT_FILTER_BLOCK:
     case LAYOUT_FILTER_HALVES:
@@ -19,6 +20,7 @@ static int32_t split_dim(const PlanTensor *tensor) {
     case LAYOUT_VECTOR_BLOCK:
     case LAYOUT_FILTER_WINOGRAD2:
     case LAYOUT_FILTER_WINOGRAD4:
+    case LAYOUT_FILTER_PHASES:
     case LAYOUT_BATCH_BLOCK:
       return 0;
     case LAYOUT_PLAIN:

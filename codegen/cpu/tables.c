@@ -33,7 +33,7 @@ const char *kernel_kind(const PlanKernel *kernel, Arena *arena) {
   static const char *const algorithms[] = {
       [ALGORITHM_DEFAULT] = NULL,          [ALGORITHM_DIRECT] = "direct", [ALGORITHM_DEPTHWISE] = "depthwise",
       [ALGORITHM_REFERENCE] = "reference", [ALGORITHM_PACKED] = "packed",
-      [ALGORITHM_WINOGRAD23] = "winograd23", [ALGORITHM_WINOGRAD43] = "winograd43",
+      [ALGORITHM_WINOGRAD23] = "winograd23", [ALGORITHM_WINOGRAD43] = "winograd43", [ALGORITHM_WINOGRAD34] = "winograd34",
       [ALGORITHM_TILES] = "tiles",
   };
   const char *op = op_info(kernel->op)->name, *algorithm = algorithms[kernel->choice.algorithm];
@@ -149,7 +149,7 @@ static Value view(const Tables *tables, const PlanTensor *tensor) {
   for (int32_t dim = 0; dim < tensor->shape.rank; dim++) strides[dim] = tensor->storage.stride[dim];
   if (tensor->layout.kind == LAYOUT_VECTOR_BLOCK) strides[0] = block;
   /* a transformed value has none of its elements in memory */
-  int32_t rank = winograd_outputs(tensor->layout.kind) > 0 ? 0 : tensor->shape.rank;
+  int32_t rank = layout_is_winograd(tensor->layout.kind) ? 0 : tensor->shape.rank;
   Value fields[] = {
       u32(tables, abi_dtype(tensor->dtype)),
       u32(tables, (uint32_t)rank),

@@ -190,7 +190,7 @@ static const Node *node_of(const Program *program, uint32_t id) {
   return NULL;
 }
 
-/* The time of a kernel and of the step that cuts its input into tiles; step s takes times[s * stride]. */
+/* The time of a kernel and of the step that makes its input of an image, if it is Winograd's; step s takes times[s * stride]. */
 static double kernel_time(const Program *program, const double *times, size_t stride, uint32_t id) {
   const Node *node = node_of(program, id);
   const int64_t step = step_of(program, id);
@@ -198,7 +198,7 @@ static double kernel_time(const Program *program, const double *times, size_t st
   double time = times[(size_t)step * stride];
   const Node *input = node->input_count > 0 ? node->inputs[0] : NULL;
   const int64_t before =
-      input != NULL && layout_is_winograd_tiles(input->layout.kind) ? step_of(program, input->id) : -1;
+      input != NULL && layout_is_winograd_image(input->layout.kind) ? step_of(program, input->id) : -1;
   return before >= 0 ? time + times[(size_t)before * stride] : time;
 }
 
