@@ -95,7 +95,7 @@ struct Node {
   bool filled;     /* its inputs, all placed in it, write all of it: no kernel */
   uint32_t stretch; /* not 0: kernels of this number, which follow each other, may compute some images at a time (set by
                        `stretches`) */
-  bool hosted;     /* computed by the kernel of inputs[0], as that makes its value (set by `ride`) */
+  bool hosted;     /* computed by the kernel of inputs[0], as that makes its value (set by `reductions` and `pools`) */
   KernelChoice choice;
   const KernelOffers *offers; /* what `select` chose among; NULL: there was one way only */
   Decision *decisions;

@@ -111,7 +111,7 @@ static const char *choice_text(Arena *arena, const KernelChoice *choice) {
   return text.data;
 }
 
-/* "conv2d {stride=[2,2]} + add + relu" */
+/* "conv2d {stride=[2,2]} + add + relu + max_pool2d {kernel=[2,2]}" */
 static const char *operation_text(Arena *arena, const PlanKernel *kernel) {
   Text text, attributes;
   text_init(&text, arena);
@@ -121,6 +121,11 @@ static const char *operation_text(Arena *arena, const PlanKernel *kernel) {
   if (attributes.size) text_format(&text, " {%s}", attributes.data);
   for (int32_t i = 0; i < kernel->epilogue_count; i++) {
     text_format(&text, " + %s", op_info(kernel->epilogue[i].op)->name);
+  }
+  if (kernel->pool) {
+    text_init(&attributes, arena);
+    attrs_print(&attributes, &kernel->pool->attrs, op_info(OP_MAX_POOL2D)->attrs);
+    text_format(&text, " + %s {%s}", op_info(OP_MAX_POOL2D)->name, attributes.data);
   }
   return text.data;
 }
@@ -176,6 +181,8 @@ static void print_kernels(Text *text, const Plan *plan, const char *title, size_
               end - begin == 1 ? "" : "s", flops, flops_fixed);
   print_table(text, &table);
 }
+
+const PlanTensor *plan_made(const PlanKernel *kernel) { return kernel->pool ? &kernel->pool->made : &kernel->output; }
 
 void plan_print(Text *text, const Plan *plan) {
   size_t codes = 0;

@@ -21,6 +21,13 @@ typedef struct PlanReduction {
   PlanTensor output; /* a row per item of the kernel */
 } PlanReduction;
 
+/* A max pool that the kernel of a convolution computes as it makes its value, which is not stored: see ir/work.h. */
+typedef struct PlanPool {
+  Attrs attrs;
+  uint32_t node_id; /* of the convolution */
+  PlanTensor made;  /* its value; without a place */
+} PlanPool;
+
 typedef struct PlanKernel {
   const char *name; /* of the value */
   uint32_t node_id; /* of the node in the graph, for comparing with the interpreter */
@@ -34,6 +41,7 @@ typedef struct PlanKernel {
   int32_t epilogue_count;
   PlanReduction *reductions;
   int32_t reduction_count;
+  const PlanPool *pool; /* `output`, name and node_id are the pool's; NULL: there is none */
   Location location;
   /* Index of the first kernel of the plan (counting prepare, then run) that needs exactly the same code: same op,
    * attributes, shapes, layouts, strides, epilogue, reductions. Equal to its own index when it is the first. */
@@ -71,6 +79,8 @@ typedef struct Plan {
   int64_t chunk;     /* images that a thread may take through all kernels of a run at a time; 0: no such way */
 } Plan;
 
+/* What the kernel's op itself makes: its output, unless that is pooled. */
+const PlanTensor *plan_made(const PlanKernel *kernel);
 /* A table of kernels with buffers, for `--emit=plan`. */
 void plan_print(Text *text, const Plan *plan);
 

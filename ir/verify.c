@@ -344,9 +344,27 @@ static bool check_storage(const Verifier *verifier, const Node *node) {
   return true;
 }
 
+/* What a hosted pool reads is nowhere else. */
+static bool check_hosted_pool(const Verifier *verifier, const Node *node) {
+  const Graph *graph = verifier->graph;
+  const Node *host = node->inputs[0];
+  StripWork work;
+  if (!work_pools(node, &work))
+    return broken(verifier, node, "hosted", "the kernel of %%%u does not work in strips of rows", host->id);
+  size_t readers = 0;
+  for (size_t i = 0; i < graph->node_count; i++)
+    for (int32_t j = 0; j < graph->nodes[i]->input_count; j++) readers += graph->nodes[i]->inputs[j] == host;
+  for (size_t i = 0; i < graph->output_count; i++) readers += graph->outputs[i].node == host;
+  if (readers != 1) return broken(verifier, node, "hosted", "%%%u is read by others, too", host->id);
+  if (host->storage.space != SPACE_NONE)
+    return broken(verifier, node, "hosted", "%%%u has a place, which nothing writes", host->id);
+  return true;
+}
+
 /* A hosted reduction leaves a row per item of its host. */
 static bool check_hosted(const Verifier *verifier, const Node *node) {
   if (!node->hosted) return true;
+  if (node->op == OP_MAX_POOL2D) return check_hosted_pool(verifier, node);
   if (node->op != OP_STATS_PARTIAL && node->op != OP_PLANE_MOMENTS)
     return broken(verifier, node, "hosted", "no kernel can compute this operation besides its own");
   const Node *host = node->inputs[0];

@@ -156,3 +156,29 @@ bool work_by_image(const Node *node, int64_t l2_bytes) {
       return op_is_elementwise(node->op);
   }
 }
+
+bool work_strips(const Shape *made, const KernelChoice *choice, const Shape *pooled, const Attrs *pool,
+                 StripWork *out_work) {
+  const int64_t outputs = algorithm_winograd_form(choice->algorithm).outputs, stride = pool->stride.values[0];
+  const int64_t kept = pool->padding.values[0];
+  if (outputs == 0 || choice->row_chunk <= 0 || pool->dilation.values[0] != 1) return false;
+  if (pool->kernel.values[0] != stride + kept || made->dims[3] < 1 || pooled->dims[2] < 1) return false;
+  int64_t step = outputs;
+  while (step % stride != 0) step += outputs;
+  /* tiles that share a pass over the filters stay together */
+  int64_t rows = ceil_div(choice->row_chunk, ceil_div(made->dims[3], outputs)) * outputs;
+  if (rows < kept) rows = kept;
+  rows = round_up(rows, step);
+  *out_work = (StripWork){rows, kept, rows / stride, ceil_div(pooled->dims[2], rows / stride)};
+  return true;
+}
+
+bool work_pools(const Node *pool, StripWork *out_work) {
+  const Node *made = pool->inputs[0];
+  if (pool->op != OP_MAX_POOL2D || pool->epilogue_count > 0 || made->op != OP_CONV2D || !node_has_kernel(made))
+    return false;
+  if (made->layout.kind != LAYOUT_CHANNEL_BLOCK || !layout_equal(made->layout, pool->layout) || made->dtype != DTYPE_F32)
+    return false;
+  if (layout_is_winograd_tiles(made->inputs[0]->layout.kind)) return false;
+  return work_strips(&made->shape, &made->choice, &pool->shape, &pool->attrs, out_work);
+}

@@ -52,4 +52,19 @@ typedef struct RowWork {
 
 RowWork work_rows(const Shape *shape, Layout layout);
 
+/* A Winograd convolution with the max pool that reads it, in strips: each makes some rows of the convolution, keeps the
+ * last ones of the strip before, and pools them. Windows of a strip end with its rows. */
+typedef struct StripWork {
+  int64_t rows;   /* of the convolution, of a strip; of the last one as many as there are */
+  int64_t kept;   /* of the strip before */
+  int64_t pooled; /* rows of the pool's output, likewise */
+  int64_t count;  /* strips of an image */
+} StripWork;
+
+/* `made`: the convolution's value; `pooled`, `pool`: shape and attributes of the pool. False: it cannot be done so. */
+bool work_strips(const Shape *made, const KernelChoice *choice, const Shape *pooled, const Attrs *pool,
+                 StripWork *out_work);
+/* The same for a max pool of the graph, whatever else reads the convolution. Requires layouts and choices. */
+bool work_pools(const Node *pool, StripWork *out_work);
+
 #endif

@@ -139,10 +139,14 @@ bool pass_memory(Graph *graph, const PassOptions *options, Diag *diag) {
   Pool images = pool_create(graph->node_count, scratch), fixed = pool_create(graph->node_count, scratch),
        prepare = pool_create(graph->node_count, scratch);
   graph->prepared_bytes = 0;
+  bool *unstored = arena_array(scratch, graph->next_id, bool); /* by id: what hosted pools read */
+  for (size_t i = 0; i < graph->node_count; i++)
+    if (graph->nodes[i]->hosted && graph->nodes[i]->op == OP_MAX_POOL2D)
+      unstored[graph->nodes[i]->inputs[0]->id] = true;
   for (size_t i = 0; i < graph->node_count; i++) {
     Node *node = graph->nodes[i];
     Storage *storage = &node->storage;
-    if (node->alias) continue;
+    if (node->alias || unstored[node->id]) continue;
     int64_t size;
     if (!checked_add(storage->bytes, KILN_ALIGNMENT - 1, &size))
       return node_error(diag, node, "the value's size in memory exceeds 2^63 - 1 bytes");

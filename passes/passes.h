@@ -36,6 +36,7 @@ typedef struct PassOptions {
   PASS(batch_blocks, true) \
   PASS(layout, false)   \
   PASS(select, false)   \
+  PASS(pools, true)     \
   PASS(reductions, true) \
   PASS(strides, false)  \
   PASS(stretches, true) \

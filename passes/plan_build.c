@@ -105,6 +105,10 @@ static void sign_kernel(Signature *signature, const PlanKernel *kernel) {
     sign(signature, attrs_hash(&reduction->attrs, code_attrs(reduction->op)));
     sign_tensor(signature, &reduction->output);
   }
+  if (kernel->pool) {
+    sign(signature, attrs_hash(&kernel->pool->attrs, code_attrs(OP_MAX_POOL2D)));
+    sign_tensor(signature, &kernel->pool->made);
+  }
 }
 
 /* Signatures hold attributes as hashes only; code is shared only when they are equal indeed. */
@@ -114,6 +118,7 @@ static bool same_attrs(const PlanKernel *a, const PlanKernel *b) {
     if (!attrs_equal(&a->epilogue[i].attrs, &b->epilogue[i].attrs, code_attrs(a->epilogue[i].op))) return false;
   for (int32_t i = 0; i < a->reduction_count; i++)
     if (!attrs_equal(&a->reductions[i].attrs, &b->reductions[i].attrs, code_attrs(a->reductions[i].op))) return false;
+  if (a->pool) return attrs_equal(&a->pool->attrs, &b->pool->attrs, code_attrs(OP_MAX_POOL2D));
   return true;
 }
 
@@ -211,15 +216,33 @@ static PlanKernel plan_kernel(const Graph *graph, const Node *node) {
   return kernel;
 }
 
-/* Gives every reduction that is hosted to the kernel of its input. */
-static void build_reductions(Plan *plan, const Graph *graph, Arena *scratch) {
+/* From here on the kernel is one that makes the pool's value. */
+static void build_pool(const Graph *graph, const Node *node, PlanKernel *host) {
+  PlanPool *pool = arena_new(graph->arena, PlanPool);
+  *pool = (PlanPool){node->attrs, host->node_id, host->output};
+  host->pool = pool;
+  host->name = value_name(graph, node);
+  host->node_id = node->id;
+  host->output = plan_tensor(graph, node);
+  *(shape_batched(&node->shape) ? &host->flops : &host->flops_fixed) += count_flops(node);
+}
+
+/* Gives every reduction or pool that is hosted to the kernel of its input. */
+static void build_hosted(Plan *plan, const Graph *graph, Arena *scratch) {
   PlanKernel **hosts = arena_array(scratch, graph->next_id, PlanKernel *);
   for (size_t k = 0; k < plan->kernel_count; k++) hosts[plan->kernels[k].node_id] = &plan->kernels[k];
-  for (size_t i = 0; i < graph->node_count; i++)
-    if (graph->nodes[i]->hosted) hosts[graph->nodes[i]->inputs[0]->id]->reduction_count++;
   for (size_t i = 0; i < graph->node_count; i++) {
     const Node *node = graph->nodes[i];
     if (!node->hosted) continue;
+    PlanKernel *host = hosts[node->inputs[0]->id];
+    if (node->op == OP_MAX_POOL2D)
+      build_pool(graph, node, host);
+    else
+      host->reduction_count++;
+  }
+  for (size_t i = 0; i < graph->node_count; i++) {
+    const Node *node = graph->nodes[i];
+    if (!node->hosted || node->op == OP_MAX_POOL2D) continue;
     PlanKernel *host = hosts[node->inputs[0]->id];
     if (!host->reductions) {
       host->reductions = arena_array(plan->arena, (size_t)host->reduction_count, PlanReduction);
@@ -240,7 +263,7 @@ static void build_kernels(Plan *plan, const Graph *graph, Arena *scratch) {
     }
     if (phase == 0) plan->prepare_count = plan->kernel_count;
   }
-  build_reductions(plan, graph, scratch);
+  build_hosted(plan, graph, scratch);
 }
 
 static void build_ports(Plan *plan, const Graph *graph) {

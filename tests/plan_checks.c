@@ -109,8 +109,9 @@ static void check_memory(const Graph *graph, const Plan *plan, Arena *arena) {
   for (size_t k = 0; k < plan->kernel_count; k++) {
     const PlanKernel *kernel = &plan->kernels[k];
     const Node *node = find_node(graph, kernel->node_id);
+    const Node *reader = kernel->pool ? find_node(graph, kernel->pool->node_id) : node;
     int32_t hosted = 0;
-    replay_inputs(&replay, node);
+    replay_inputs(&replay, reader);
     replay_write(&replay, node);
     for (size_t i = 0; i < graph->node_count; i++) {
       if (!graph->nodes[i]->hosted || graph->nodes[i]->inputs[0] != node) continue;
@@ -119,7 +120,7 @@ static void check_memory(const Graph *graph, const Plan *plan, Arena *arena) {
     }
     assert_int_equal(kernel->reduction_count, hosted);
     replay_check(&replay, node); /* nothing that the kernel writes covers anything else of it */
-    replay_inputs(&replay, node);
+    replay_inputs(&replay, reader);
   }
 }
 

@@ -6,7 +6,7 @@
 #include "work.h"
 
 ConvShape conv_shape(const PlanKernel *kernel) {
-  const Shape *in = &kernel->inputs[0].shape, *filter = &kernel->inputs[1].shape, *out = &kernel->output.shape;
+  const Shape *in = &kernel->inputs[0].shape, *filter = &kernel->inputs[1].shape, *out = &plan_made(kernel)->shape;
   const Attrs *attrs = &kernel->attrs;
   return (ConvShape){
       .images = out->dims[0],

@@ -23,12 +23,16 @@
  * panels as items U may be made here, of a part of the channels at a time that the second-level cache holds: then
  * only the filters come from memory. M is summed up over the parts.
  *
+ * With a max pool behind it an item is a strip of rows, see conv_strip.c, in which register blocks are counted. What a
+ * thread has not made of the strip before, it makes again.
+ *
  * What takes the time is in three routines: the transform of the image, the products, and the transform back, in which
  * alone kernels with the same shapes but different epilogues differ.
  *
  * An output depends on its own tile only, and every sum runs over the channels in order, so that results do not depend
  * on how items are divided or grouped. */
 #include "base/checked.h"
+#include "conv_strip.h"
 #include "ride.h"
 #include "winograd_transform.h"
 
@@ -44,8 +48,10 @@ typedef struct Winograd {
   int32_t lanes;     /* b */
   int64_t channels;  /* of the image, or of its phases */
   WinogradGrid grid;
-  int64_t tiles;          /* of an image */
-  int64_t blocks;         /* register blocks of an image */
+  const ConvStrip *strip; /* NULL: there is no pool */
+  int64_t strip_rows;     /* rows of tiles of a strip */
+  int64_t tiles;          /* of an image, or of a strip */
+  int64_t blocks;         /* register blocks of these */
   int64_t base, larger;   /* tiles of a block; the first `larger` blocks have one more */
   int64_t group_blocks;   /* register blocks that share a pass over U */
   int64_t panel_vectors;  /* T */
@@ -63,18 +69,33 @@ typedef struct Winograd {
   EmitRoutine transform, multiply, finish; /* parts of the kernel */
   int64_t images;
   bool tiles_operand, panel_items; /* see above */
+  ConvStrip strip_storage;
   /* of the current group */
   Value v, m;   /* addresses of its first tile's numbers */
   Value u;      /* address of a part of U, when it is made here */
-  Value origin; /* number of that tile, counted through all images */
+  Value origin; /* number of that tile, counted through all images or strips */
 } Winograd;
 
 /* A register block: where its tiles stand. */
 typedef struct TileBlock {
-  Value image, number; /* number: within the image */
-  Value first, count;  /* tiles of the image */
+  Value image, number; /* number: within the image or strip */
+  Value strip, top;    /* of the image; top: the strip's first row of tiles. NULL, 0 without strips */
+  Value first, count;  /* tiles of the image or strip */
   Value row;           /* of V and M: of the first tile */
 } TileBlock;
+
+/* The block's strip, and which of its tiles exist: the last strip may reach beyond the image. */
+static void place_in_strip(const Winograd *winograd, TileBlock *block) {
+  Emit *emit = winograd->emit;
+  Value digit[2];
+  emit_split(emit, block->image, 2, (int64_t[]){1, winograd->strip->work.count}, digit);
+  block->image = digit[0];
+  block->strip = digit[1];
+  block->top = emit_mul_int(emit, block->strip, winograd->strip_rows);
+  Value rows = emit_sub(emit, emit_int(emit, winograd->grid.rows), block->top);
+  Value left = emit_sub(emit, emit_mul_int(emit, rows, winograd->grid.columns), block->first);
+  block->count = emit_max(emit, emit_int(emit, 0), emit_min(emit, block->count, left));
+}
 
 static TileBlock tile_block(const Winograd *winograd, Value item) {
   Emit *emit = winograd->emit;
@@ -93,6 +114,9 @@ static TileBlock tile_block(const Winograd *winograd, Value item) {
   }
   Value first = emit_add(emit, emit_mul_int(emit, block.image, winograd->tiles), block.first);
   block.row = emit_sub(emit, first, winograd->origin);
+  block.top = emit_int(emit, 0);
+  block.strip = NULL;
+  if (winograd->strip != NULL) place_in_strip(winograd, &block);
   return block;
 }
 
@@ -122,6 +146,7 @@ static void transform_block(const Winograd *winograd, const TileBlock *block) {
   EmitLoop tile = emit_loop_outer(emit, emit_int(emit, 0), block->count, 1, "input_tile");
   Value digit[2];
   emit_split(emit, emit_add(emit, block->first, tile.index), 2, (int64_t[]){1, winograd->grid.columns}, digit);
+  digit[0] = emit_add(emit, digit[0], block->top);
   Value corner = emit_add(emit, emit_mul_int(emit, digit[0], winograd->form.outputs * in->stride[2]),
                           emit_mul_int(emit, digit[1], winograd->form.outputs * in->stride[3]));
   corner = emit_add(emit, corner, emit_mul_int(emit, block->image, in->stride[0]));
@@ -289,6 +314,7 @@ static void product_blocks(const Winograd *winograd, Value item, Value count, co
 /* One tile of one vector of output channels, at row y and column x. */
 typedef struct OutputTile {
   const Winograd *winograd;
+  Value strip;         /* its number, or NULL */
   Value index[4];      /* image, vector of channels, y, x */
   Value *operands;     /* addresses of the epilogue's operands that lie like the output, by input; NULL: others */
   int64_t row, column; /* of the tile: the number at hand */
@@ -314,7 +340,9 @@ static Value load_operand(Emit *emit, void *context, int32_t input) {
 /* The first `columns` numbers of a row of the tile. */
 static void store_row(OutputTile *tile, Value base, const Value *values, int64_t columns) {
   Emit *emit = tile->winograd->emit;
-  const int64_t *stride = tile->winograd->output->storage.stride;
+  const Winograd *winograd = tile->winograd;
+  const PlanTensor *stored = winograd->strip != NULL ? &winograd->strip->rows : winograd->output;
+  const int64_t *stride = stored->storage.stride;
   for (tile->column = 0; tile->column < columns; tile->column++) {
     Value value = emit_epilogue_with(emit, values[tile->column], tile->winograd->lanes, load_operand, tile);
     emit_store(emit, base, emit_int(emit, tile->row * stride[2] + tile->column * stride[3]), value);
@@ -328,7 +356,10 @@ static void store_tile(OutputTile *tile, Value tile_row, Value tile_column, cons
   const int32_t outputs = winograd->form.outputs;
   int64_t last_rows = winograd->shape.out_height - (winograd->grid.rows - 1) * outputs;
   int64_t last_columns = winograd->shape.out_width - (winograd->grid.columns - 1) * outputs;
-  Value base = emit_opaque(emit, emit_address(emit, emit->output, emit_offset(emit, winograd->output, tile->index)));
+  const Value *index = tile->index;
+  Value base = winograd->strip != NULL ? strip_address(emit, winograd->strip, tile->strip, index[1], index[2], index[3])
+                                       : emit_address(emit, emit->output, emit_offset(emit, winograd->output, index));
+  base = emit_opaque(emit, base);
   tile->operands = arena_array(emit->arena, (size_t)winograd->kernel->input_count, Value);
   for (int32_t i = winograd->kernel->op_input_count; i < winograd->kernel->input_count; i++) {
     const PlanTensor *operand = &winograd->kernel->inputs[i];
@@ -362,13 +393,14 @@ static void finish_block(const Winograd *winograd, const TileBlock *block, Value
   EmitLoop tile = emit_loop_outer(emit, emit_int(emit, 0), block->count, 1, "output_tile");
   Value digit[2];
   emit_split(emit, emit_add(emit, block->first, tile.index), 2, (int64_t[]){1, winograd->grid.columns}, digit);
+  digit[0] = emit_add(emit, digit[0], block->top);
   Value row = emit_mul_int(emit, emit_add(emit, block->row, tile.index), winograd->m_row);
   EmitLoop vector = emit_loop_outer(emit, begin, end, 1, "output_vector");
   Value column = emit_mul_int(emit, emit_sub(emit, vector.index, begin), winograd->lanes);
   Value products = emit_address(emit, winograd->m, emit_add(emit, row, column));
   Value values[WINOGRAD_MAX_SIZE * WINOGRAD_MAX_SIZE];
   winograd_output_tile(emit, winograd->form, winograd->lanes, products, winograd->m_plane, values);
-  OutputTile output = {.winograd = winograd};
+  OutputTile output = {.winograd = winograd, .strip = block->strip};
   output.index[0] = block->image;
   output.index[1] = vector.index;
   output.index[2] = emit_mul_int(emit, digit[0], winograd->form.outputs);
@@ -529,6 +561,7 @@ static void emit_group(Winograd *winograd, const Value *group) {
     emit_routine_call(emit, &winograd->finish, group);
   else
     finish_group(winograd, group);
+  if (winograd->strip != NULL) return; /* the pool has the halo */
   Value first, end;
   panel_vectors(winograd, group[BEGIN], group[END], &first, &end);
   EmitLoop halo = emit_loop_outer(emit, emit_int(emit, 0), group[COUNT], 1, "halo");
@@ -544,6 +577,51 @@ static void emit_block_items(Winograd *winograd) {
   const Value group[] = {item.index, count, emit_int(emit, 0), emit_int(emit, winograd->panels)};
   emit_routine_call(emit, &winograd->transform, group);
   emit_group(winograd, group);
+  emit_loop_end(emit, &item);
+}
+
+/* Register blocks [first, blocks) of the strip that is item number `item`. */
+static void emit_strip_rows(Winograd *winograd, Value item, int64_t first) {
+  Emit *emit = winograd->emit;
+  Value begin = emit_mul_int(emit, item, winograd->blocks), blocks = emit_int(emit, winograd->blocks);
+  EmitLoop block = emit_loop_outer(emit, emit_int(emit, first), blocks, winograd->group_blocks, "group");
+  Value count = emit_min(emit, emit_int(emit, winograd->group_blocks), emit_sub(emit, blocks, block.index));
+  const Value group[] = {emit_add(emit, begin, block.index), count, emit_int(emit, 0),
+                         emit_int(emit, winograd->panels)};
+  emit_routine_call(emit, &winograd->transform, group);
+  emit_group(winograd, group);
+  emit_loop_end(emit, &block);
+}
+
+/* The register block that the strip's last rows of tiles begin in, as many as the kept rows are of. */
+static int64_t first_kept_block(const Winograd *winograd) {
+  const int64_t kept_rows = ceil_div(winograd->strip->work.kept, winograd->form.outputs);
+  const int64_t tile = (winograd->strip_rows - kept_rows) * winograd->grid.columns;
+  int64_t block = 0;
+  while (block + 1 < winograd->blocks) {
+    const int64_t next = block + 1, larger = next < winograd->larger ? next : winograd->larger;
+    if (next * winograd->base + larger > tile) break;
+    block = next;
+  }
+  return block;
+}
+
+static void emit_strip_items(Winograd *winograd) {
+  Emit *emit = winograd->emit;
+  const ConvStrip *strip = winograd->strip;
+  EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
+  Value digit[2];
+  emit_split(emit, item.index, 2, (int64_t[]){1, strip->work.count}, digit);
+  if (strip->work.kept > 0) {
+    EmitIf inner = emit_if(emit, emit_less(emit, emit_int(emit, 0), digit[1]), "inner_strip");
+    EmitIf made = emit_if(emit, emit_equal(emit, item.index, emit->begin), "not_made");
+    emit_strip_rows(winograd, emit_add_int(emit, item.index, -1), first_kept_block(winograd));
+    emit_end_if(emit, &made);
+    strip_keep(emit, strip);
+    emit_end_if(emit, &inner);
+  }
+  emit_strip_rows(winograd, item.index, 0);
+  emit_routine_call(emit, &strip->pool, digit);
   emit_loop_end(emit, &item);
 }
 
@@ -593,7 +671,8 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   const ConvShape shape = conv_shape(kernel);
   const PlanTensor *input = &kernel->inputs[0], *filter = &kernel->inputs[1];
   bool tiles = layout_is_winograd_tiles(input->layout.kind), transforms = filter->layout.kind == LAYOUT_FILTER_BLOCK;
-  int32_t lanes = kernel->output.layout.block;
+  const PlanTensor *made = plan_made(kernel);
+  int32_t lanes = made->layout.block;
   const WinogradForm form = algorithm_winograd_form(kernel->choice.algorithm);
   const int64_t channels = winograd_channels(form, shape.channels);
   const LayoutKind from = input->layout.kind, phases = LAYOUT_CHANNEL_PHASES;
@@ -603,7 +682,7 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   const bool fits =
       form.outputs > 0 && image && (transformed || (transforms && form.stride == 1)) &&
       (from == phases ? input->layout.block == round_up(channels, lanes) : input->layout.block == lanes) &&
-      kernel->output.layout.kind == LAYOUT_CHANNEL_BLOCK && filter->layout.block % lanes == 0 &&
+      made->layout.kind == LAYOUT_CHANNEL_BLOCK && filter->layout.block % lanes == 0 &&
       filter->layout.block <= MAX_BLOCK_VECTORS * lanes && shape.groups == 1;
   if (!fits) {
     diag_error(diag, kernel->location, "'%s': Winograd convolution does not take these layouts", kernel->name);
@@ -621,7 +700,7 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
     return false;
   }
   *winograd = (Winograd){.emit = emit, .kernel = kernel, .shape = shape, .input = input, .filter = filter};
-  winograd->output = &kernel->output;
+  winograd->output = made;
   winograd->bias = kernel->op_input_count > 2 ? &kernel->inputs[2] : NULL;
   winograd->form = form;
   winograd->channels = channels;
@@ -629,6 +708,12 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   winograd->lanes = lanes;
   winograd->grid = winograd_grid(form, shape.height, shape.width, padding);
   winograd->tiles = winograd->grid.rows * winograd->grid.columns;
+  if (kernel->pool != NULL) {
+    winograd->strip = &winograd->strip_storage;
+    if (!strip_init(&winograd->strip_storage, kernel, diag)) return false;
+    winograd->strip_rows = winograd->strip->work.rows / form.outputs;
+    winograd->tiles = winograd->strip_rows * winograd->grid.columns;
+  }
   winograd->blocks = ceil_div(winograd->tiles, kernel->choice.tile_pixels > 0 ? kernel->choice.tile_pixels : 4);
   winograd->tiles_operand = tiles;
   winograd->panel_items = tiles || kernel->choice.row_chunk == 0;
@@ -642,6 +727,7 @@ static bool winograd_init(Winograd *winograd, Emit *emit, const PlanKernel *kern
   winograd->transforms = transforms;
   winograd->part = transforms && part > 0 && channels % part == 0 ? part : channels;
   int64_t group = winograd->panel_items ? winograd->blocks : kernel->choice.row_chunk / largest_block(winograd);
+  if (winograd->strip != NULL && group > winograd->blocks) group = winograd->blocks;
   winograd->group_blocks = group < 1 ? 1 : group;
   return true;
 }
@@ -669,17 +755,25 @@ bool cpu_conv_winograd(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
   }
   winograd->images = winograd->blocks == 1 ? kernel->choice.tile_pixels / winograd->tiles : 1;
   if (winograd->images > winograd->group_blocks) winograd->images = winograd->group_blocks;
-  *out_work = work_per_image(winograd->shape.images, panels ? winograd->panels : winograd->blocks);
+  const int64_t blocks = winograd->strip != NULL ? winograd->strip->work.count : winograd->blocks;
+  *out_work = work_per_image(winograd->shape.images, panels ? winograd->panels : blocks);
   int64_t planes = winograd->m_plane + winograd->u_plane + (tiles ? 0 : winograd->v_plane);
   out_work->scratch_bytes = winograd->positions * planes * (int64_t)sizeof(float);
+  if (winograd->strip != NULL) {
+    winograd->strip_storage.place = round_up(out_work->scratch_bytes, LINE_BYTES) / (int64_t)sizeof(float);
+    out_work->scratch_bytes = (winograd->strip->place + winograd->strip->elements) * (int64_t)sizeof(float);
+  }
   int64_t tile_vectors = winograd->filter_vectors * winograd->form.outputs * winograd->form.outputs;
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, tile_vectors);
   if (!tiles) transform_part(winograd);
   multiply_part(winograd);
   if (emit->riding == NULL) finish_part(winograd);
+  if (winograd->strip != NULL) strip_pool_part(emit, &winograd->strip_storage);
   emit->quick = emit->riding == NULL;
   if (panels)
     emit_panel_items(winograd);
+  else if (winograd->strip != NULL)
+    emit_strip_items(winograd);
   else
     emit_block_items(winograd);
   return true;

@@ -2,12 +2,13 @@
  * cut to the image, so that padding never counts as a value and no halo is needed. */
 #include <assert.h>
 
-#include "conv.h"
+#include "conv_strip.h"
 #include "wide.h"
 
 typedef struct Pool {
   Emit *emit;
   const PlanTensor *in, *out;
+  Value source; /* address that places in `in` count from */
   int32_t lanes;
   bool maximum;
 } Pool;
@@ -25,7 +26,8 @@ typedef struct Axis {
 } Axis;
 
 static Pool pool_begin(Emit *emit, const PlanKernel *kernel, bool maximum) {
-  return (Pool){emit, &kernel->inputs[0], &kernel->output, emit_channel_lanes(emit, &kernel->output), maximum};
+  const PlanTensor *out = &kernel->output;
+  return (Pool){emit, &kernel->inputs[0], out, emit->inputs[0], emit_channel_lanes(emit, out), maximum};
 }
 
 /* Vectors of channels, or channels. (Of batch-blocked values the items' first digit counts blocks of images.) */
@@ -34,14 +36,9 @@ static int64_t pool_units(const Pool *pool, const PlanTensor *tensor) {
   return (tensor->shape.dims[1] + block - 1) / block;
 }
 
-static Axis sliding_axis(const PlanKernel *kernel, int32_t i) {
-  const Attrs *attrs = &kernel->attrs;
-  return (Axis){kernel->inputs[0].shape.dims[2 + i],
-                kernel->output.shape.dims[2 + i],
-                attrs->kernel.values[i],
-                attrs->stride.values[i],
-                attrs->dilation.values[i],
-                attrs->padding.values[i],
+static Axis sliding_axis(const Pool *pool, const Attrs *attrs, int32_t i) {
+  return (Axis){pool->in->shape.dims[2 + i], pool->out->shape.dims[2 + i], attrs->kernel.values[i],
+                attrs->stride.values[i],     attrs->dilation.values[i],    attrs->padding.values[i],
                 attrs->padding.values[2 + i]};
 }
 
@@ -77,7 +74,7 @@ static Value reduce_window(const Pool *pool, Value plane, Range rows, Range colu
   Value start = emit_add(emit, plane, emit_mul_int(emit, row.index, row_stride));
   if (unrolled > 0) {
     Value base =
-        emit_address(emit, emit->inputs[0], emit_add(emit, start, emit_mul_int(emit, columns.begin, column_stride)));
+        emit_address(emit, pool->source, emit_add(emit, start, emit_mul_int(emit, columns.begin, column_stride)));
     for (int64_t i = 0; i < unrolled; i++) {
       Value offset = emit_int(emit, i * columns.step * column_stride);
       reduction_add(emit, &reduction, emit_load(emit, base, offset, pool->lanes), pool->lanes);
@@ -85,7 +82,7 @@ static Value reduce_window(const Pool *pool, Value plane, Range rows, Range colu
   } else {
     EmitLoop column = emit_loop_outer(emit, columns.begin, columns.end, columns.step, "column");
     Value offset = emit_add(emit, start, emit_mul_int(emit, column.index, column_stride));
-    reduction_add(emit, &reduction, emit_load(emit, emit->inputs[0], offset, pool->lanes), pool->lanes);
+    reduction_add(emit, &reduction, emit_load(emit, pool->source, offset, pool->lanes), pool->lanes);
     emit_loop_end(emit, &column);
   }
   emit_loop_end(emit, &row);
@@ -104,9 +101,11 @@ static Value count_window(Emit *emit, Range rows, Range columns) {
                          emit_sub(emit, columns.end, columns.begin), "");
 }
 
+/* The epilogue of a kernel that pools besides is not the pool's. */
 static void store_result(const Pool *pool, Value value, const Value *index) {
   Emit *emit = pool->emit;
-  emit_store(emit, emit->output, emit_offset(emit, pool->out, index), emit_epilogue(emit, value, index, pool->lanes));
+  if (emit->kernel->pool == NULL) value = emit_epilogue(emit, value, index, pool->lanes);
+  emit_store(emit, emit->output, emit_offset(emit, pool->out, index), value);
 }
 
 /* --- sliding windows --------------------------------------------------------------------------------- */
@@ -114,7 +113,7 @@ static void store_result(const Pool *pool, Value value, const Value *index) {
 typedef struct Sliding {
   Pool pool;
   Axis rows, columns;
-  bool count_padding;
+  bool count_padding, near; /* near: the input is in a near cache */
 } Sliding;
 
 /* How far a window reaches when padding counts: up to the end of the padding, which a last window of ceil_mode may
@@ -153,7 +152,8 @@ static void fetch_next_row(const Sliding *sliding, Value plane, const Value *ind
   place = emit_add(emit, place, emit_mul_int(emit, index[3], columns->stride * stride[3]));
   for (int64_t row = 0; row < rows->stride; row++)
     for (int64_t column = 0; column < columns->stride; column++)
-      emit_prefetch_line(emit, emit->inputs[0], emit_add_int(emit, place, row * stride[2] + column * stride[3]), false);
+      emit_prefetch_line(emit, sliding->pool.source, emit_add_int(emit, place, row * stride[2] + column * stride[3]),
+                         false);
 }
 
 static void emit_sliding_columns(const Sliding *sliding, Value plane, Range rows, Value *index, int64_t begin,
@@ -162,37 +162,55 @@ static void emit_sliding_columns(const Sliding *sliding, Value plane, Range rows
   if (begin >= end) return;
   EmitLoop x = emit_loop_outer(emit, emit_int(emit, begin), emit_int(emit, end), 1, "x");
   index[3] = x.index;
-  if (inside && sliding->pool.lanes > 1) fetch_next_row(sliding, plane, index);
+  if (inside && sliding->pool.lanes > 1 && !sliding->near) fetch_next_row(sliding, plane, index);
   emit_sliding_column(sliding, plane, rows, index, inside);
   emit_loop_end(emit, &x);
 }
 
-static bool emit_sliding(Emit *emit, const PlanKernel *kernel, bool maximum, KernelWork *out_work) {
-  Sliding sliding = {pool_begin(emit, kernel, maximum), sliding_axis(kernel, 0), sliding_axis(kernel, 1),
-                     kernel->attrs.count_include_pad};
-  const Axis *axis = &sliding.columns;
+/* A row of windows of the plane at `plane`. */
+static void emit_sliding_row(const Sliding *sliding, Value plane, Value *index) {
+  const Axis *axis = &sliding->columns;
   /* columns whose window lies in the image as a whole */
   int64_t first = (axis->before + axis->stride - 1) / axis->stride;
   int64_t room = axis->in - 1 - (axis->kernel - 1) * axis->dilation + axis->before;
   int64_t last = room < 0 ? 0 : room / axis->stride + 1;
   if (last > axis->out) last = axis->out;
   if (first > last) first = last;
+  Range rows = sliding_range(sliding->pool.emit, &sliding->rows, index[2]);
+  emit_sliding_columns(sliding, plane, rows, index, 0, first, false);
+  emit_sliding_columns(sliding, plane, rows, index, first, last, true);
+  emit_sliding_columns(sliding, plane, rows, index, last, axis->out, false);
+}
 
-  int64_t extents[] = {1, pool_units(&sliding.pool, &kernel->output), sliding.rows.out};
+static bool emit_sliding(Emit *emit, const PlanKernel *kernel, bool maximum, KernelWork *out_work) {
+  const Pool pool = pool_begin(emit, kernel, maximum);
+  const Sliding sliding = {pool, sliding_axis(&pool, &kernel->attrs, 0), sliding_axis(&pool, &kernel->attrs, 1),
+                           kernel->attrs.count_include_pad, false};
+  int64_t extents[] = {1, pool_units(&pool, &kernel->output), sliding.rows.out};
   EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value index[SHAPE_MAX_RANK] = {NULL}, plane_index[SHAPE_MAX_RANK] = {NULL};
   emit_split(emit, item.index, 3, extents, index);
-  conv_halo(emit, sliding.pool.out, index[0], index[1], index[2]);
-  index[1] = conv_channel_index(emit, sliding.pool.in, index[1], sliding.pool.lanes);
+  conv_halo(emit, pool.out, index[0], index[1], index[2]);
+  index[1] = conv_channel_index(emit, pool.in, index[1], pool.lanes);
   plane_index[0] = index[0], plane_index[1] = index[1];
-  Value plane = emit_offset(emit, sliding.pool.in, plane_index);
-  Range rows = sliding_range(emit, &sliding.rows, index[2]);
-  emit_sliding_columns(&sliding, plane, rows, index, 0, first, false);
-  emit_sliding_columns(&sliding, plane, rows, index, first, last, true);
-  emit_sliding_columns(&sliding, plane, rows, index, last, axis->out, false);
+  emit_sliding_row(&sliding, emit_offset(emit, pool.in, plane_index), index);
   emit_loop_end(emit, &item);
   *out_work = work_per_image(kernel->output.shape.dims[0], extents[1] * extents[2]);
   return true;
+}
+
+void pool_strip(Emit *emit, const PlanTensor *rows, Value source, Value image, Value begin, Value end) {
+  const PlanTensor *out = &emit->kernel->output;
+  const Attrs *attrs = &emit->kernel->pool->attrs;
+  const Pool pool = {emit, rows, out, source, emit_channel_lanes(emit, out), true};
+  const Sliding sliding = {pool, sliding_axis(&pool, attrs, 0), sliding_axis(&pool, attrs, 1), false, true};
+  EmitLoop unit = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, pool_units(&pool, out)), 1, "pool_block");
+  EmitLoop y = emit_loop_outer(emit, begin, end, 1, "pool_row");
+  Value index[SHAPE_MAX_RANK] = {image, unit.index, y.index};
+  conv_halo(emit, out, image, unit.index, y.index);
+  emit_sliding_row(&sliding, emit_mul_int(emit, unit.index, rows->storage.stride[1]), index);
+  emit_loop_end(emit, &y);
+  emit_loop_end(emit, &unit);
 }
 
 bool cpu_max_pool2d(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, Diag *diag) {

@@ -37,6 +37,8 @@ const char *kernel_kind(const PlanKernel *kernel, Arena *arena) {
       [ALGORITHM_TILES] = "tiles",
   };
   const char *op = op_info(kernel->op)->name, *algorithm = algorithms[kernel->choice.algorithm];
+  if (kernel->pool != NULL)
+    return arena_format(arena, "%s/%s+%s", op, algorithm != NULL ? algorithm : "default", op_info(OP_MAX_POOL2D)->name);
   return algorithm != NULL ? arena_format(arena, "%s/%s", op, algorithm) : op;
 }
 

@@ -180,7 +180,8 @@ static double *medians(const Tuner *tuner, const Program *program) {
 static int64_t step_of(const Program *program, uint32_t id) {
   const Plan *plan = program->plan;
   for (size_t k = plan->prepare_count; k < plan->kernel_count; k++)
-    if (plan->kernels[k].node_id == id) return (int64_t)(k - plan->prepare_count);
+    if (plan->kernels[k].node_id == id || (plan->kernels[k].pool && plan->kernels[k].pool->node_id == id))
+      return (int64_t)(k - plan->prepare_count);
   return -1;
 }
 
@@ -190,7 +191,17 @@ static const Node *node_of(const Program *program, uint32_t id) {
   return NULL;
 }
 
-/* The time of a kernel and of the step that makes its input of an image, if it is Winograd's; step s takes times[s * stride]. */
+/* The step of a max pool that reads the node and that another way of computing it might include, or -1. */
+static int64_t pool_step(const Program *program, const Node *node) {
+  for (size_t i = 0; i < program->graph->node_count; i++) {
+    const Node *pool = program->graph->nodes[i];
+    if (pool->op == OP_MAX_POOL2D && !pool->hosted && pool->inputs[0] == node) return step_of(program, pool->id);
+  }
+  return -1;
+}
+
+/* The time of a kernel, of the step that makes its input of an image, if it is Winograd's, and of the pool behind it,
+ * which some kernels include; step s takes times[s * stride]. */
 static double kernel_time(const Program *program, const double *times, size_t stride, uint32_t id) {
   const Node *node = node_of(program, id);
   const int64_t step = step_of(program, id);
@@ -199,7 +210,9 @@ static double kernel_time(const Program *program, const double *times, size_t st
   const Node *input = node->input_count > 0 ? node->inputs[0] : NULL;
   const int64_t before =
       input != NULL && layout_is_winograd_image(input->layout.kind) ? step_of(program, input->id) : -1;
-  return before >= 0 ? time + times[(size_t)before * stride] : time;
+  const int64_t behind = pool_step(program, node);
+  if (before >= 0) time += times[(size_t)before * stride];
+  return behind >= 0 ? time + times[(size_t)behind * stride] : time;
 }
 
 static size_t list_kernels(const Tuner *tuner, const Program *program, TunedKernel **out_kernels, uint32_t **out_ids) {
@@ -211,8 +224,8 @@ static size_t list_kernels(const Tuner *tuner, const Program *program, TunedKern
     const Node *node = graph->nodes[i];
     const int64_t step = node->offers != NULL ? step_of(program, node->id) : -1;
     if (step < 0) continue;
-    kernels[count] = (TunedKernel){program->plan->kernels[program->plan->prepare_count + (size_t)step].name, node->op,
-                                   node->offers, NULL};
+    const PlanKernel *kernel = &program->plan->kernels[program->plan->prepare_count + (size_t)step];
+    kernels[count] = (TunedKernel){plan_made(kernel)->name, node->op, node->offers, NULL};
     ids[count++] = node->id;
   }
   *out_kernels = kernels;
