@@ -23,8 +23,8 @@ typedef struct PoolsState {
 /* Whether an image of the value takes more than a part of the second-level cache. */
 static bool is_far(const PoolsState *state, const Node *node) {
   if (!state->target || state->target->l2_bytes <= 0) return false;
-  const int64_t images = shape_batched(&node->shape) ? 1 : node->shape.dims[0];
-  return shape_elements_per_image(&node->shape) / images > state->target->l2_bytes / 2 / data_type_bytes(node->dtype);
+  const int64_t *dims = node->shape.dims;
+  return dims[1] * dims[2] * dims[3] > state->target->l2_bytes / 2 / data_type_bytes(node->dtype);
 }
 
 /* Whether a strip leaves the rest of that cache to what the convolution computes with. */

@@ -2,8 +2,9 @@
  * weights are prepared, and those that transform images for convolutions with several readers of the same tiles.
  *
  * F(4×4,3×3) interpolates at 0, 1, −1, ½, −2 and infinity, and so does F(3×3,4×4), which thus has the same Bᵀ. Against
- * the usual 0, ±1, ±2 the largest error is a third, for four more additions per vector: Barabasz, Anderson, Soodhalter, Gregg, "Error Analysis and Improving the Accuracy
- * of Winograd Convolution for Deep Neural Networks", ACM TOMS 46(4), 2020. */
+ * the usual 0, ±1, ±2 the largest error is a third, for four more additions per vector: Barabasz, Anderson, Soodhalter,
+ * Gregg, "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks", ACM TOMS 46(4),
+ * 2020. */
 #include "winograd_transform.h"
 
 #include "base/checked.h"
@@ -82,28 +83,26 @@ void winograd_filter_tile(Emit *emit, int32_t outputs, int32_t lanes, Value taps
       emit_store(emit, output, emit_int(emit, (i * size + j) * plane), filter_point(emit, outputs, lanes, j, half[i]));
 }
 
-/* The taps of `lanes` filters at `from` → `buffer`, a vector each, row by row; lanes from `valid` on stay as they are. */
+/* Taps of a row of filters with zeros behind them, so that all phases have as many. */
+static int64_t padded_taps(const PlanKernel *kernel) {
+  const WinogradForm form = winograd_form(kernel->output.layout.kind);
+  return (int64_t)form.taps * form.stride;
+}
+
+/* The taps of `lanes` filters at `from` → `buffer`, a vector each, in rows of padded_taps; lanes from `valid` on, and what
+ * the filters do not have, stay as they are. */
 static void gather_taps(Emit *emit, const PlanKernel *kernel, int32_t valid, Value from, Value buffer) {
   const Storage *in = &kernel->inputs[0].storage;
-  const int64_t *dims = kernel->output.shape.dims;
+  const int64_t *dims = kernel->output.shape.dims, pitch = padded_taps(kernel);
   const int32_t lanes = emit->target->vector_lanes;
   EmitLoop lane = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, valid), 1, "lane");
   Value filter =
       emit_address(emit, emit->inputs[0], emit_add(emit, from, emit_mul_int(emit, lane.index, in->stride[0])));
-  for (int64_t tap = 0; tap < dims[2] * dims[3]; tap++) {
-    const int64_t offset = tap / dims[3] * in->stride[2] + tap % dims[3] * in->stride[3];
-    emit_store(emit, buffer, emit_add_int(emit, lane.index, tap * lanes),
-               emit_load(emit, filter, emit_int(emit, offset), 1));
-  }
+  for (int64_t row = 0; row < dims[2]; row++)
+    for (int64_t column = 0; column < dims[3]; column++)
+      emit_store(emit, buffer, emit_add_int(emit, lane.index, (row * pitch + column) * lanes),
+                 emit_load(emit, filter, emit_int(emit, row * in->stride[2] + column * in->stride[3]), 1));
   emit_loop_end(emit, &lane);
-}
-
-/* The tap in row `row`, column `column` of a phase, of those in `buffer`; zero where the filter has none. */
-static Value phase_tap(Emit *emit, const PlanKernel *kernel, Value buffer, int64_t row, int64_t column) {
-  const int64_t *dims = kernel->output.shape.dims;
-  const int32_t lanes = emit->target->vector_lanes;
-  if (row >= dims[2] || column >= dims[3]) return emit_float(emit, lanes, 0);
-  return emit_load(emit, buffer, emit_int(emit, (row * dims[3] + column) * lanes), lanes);
 }
 
 /* Channels [begin, end) of one vector of filters, of which the first `valid` exist and the others are zero. `from` and
@@ -112,24 +111,31 @@ static void filter_channels(Emit *emit, const PlanKernel *kernel, int32_t valid,
                             Value end) {
   const Storage *in = &kernel->inputs[0].storage, *out = &kernel->output.storage;
   const WinogradForm form = winograd_form(kernel->output.layout.kind);
-  const int64_t *dims = kernel->output.shape.dims, phases = (int64_t)form.stride * form.stride;
+  const int64_t pitch = padded_taps(kernel), phases = (int64_t)form.stride * form.stride;
   const int32_t lanes = emit->target->vector_lanes;
   /* taps are gathered in memory: code that puts vectors together lane by lane takes LLVM five times as long */
-  Value buffer = emit_variable(emit, LLVMArrayType(emit->f32, (unsigned)(dims[2] * dims[3] * lanes)), "taps");
-  for (int64_t tap = 0; tap < dims[2] * dims[3] && valid < lanes; tap++)
-    emit_store(emit, buffer, emit_int(emit, tap * lanes), emit_float(emit, lanes, 0));
+  Value buffer = emit_variable(emit, LLVMArrayType(emit->f32, (unsigned)(pitch * pitch * lanes)), "taps");
+  if (valid < lanes || kernel->output.shape.dims[2] < pitch) {
+    EmitLoop clear = emit_loop_count(emit, pitch * pitch * lanes, lanes, "clear");
+    emit_store(emit, buffer, clear.index, emit_float(emit, lanes, 0));
+    emit_loop_end(emit, &clear);
+  }
   EmitLoop channel = emit_loop_outer(emit, begin, end, 1, "channel");
   Value filter = emit_add(emit, from, emit_mul_int(emit, channel.index, in->stride[1]));
   if (valid > 0) gather_taps(emit, kernel, valid, filter, buffer);
-  Value place = emit_add(emit, to, emit_mul_int(emit, channel.index, phases * out->stride[1]));
-  for (int64_t phase = 0; phase < phases; phase++) {
-    Value taps[MAX_TAPS * MAX_TAPS];
-    for (int32_t i = 0; i < form.taps * form.taps; i++)
-      taps[i] = phase_tap(emit, kernel, buffer, (int64_t)(i / form.taps) * form.stride + phase / form.stride,
-                          (int64_t)(i % form.taps) * form.stride + phase % form.stride);
-    filter_tile(emit, form, lanes, taps,
-                emit_address(emit, emit->output, emit_add_int(emit, place, phase * out->stride[1])), out->stride[3]);
+  EmitLoop phase = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, phases), 1, "phase");
+  Value first = emit_add(emit, emit_mul_int(emit, emit_div_int(emit, phase.index, form.stride), pitch),
+                         emit_mod_int(emit, phase.index, form.stride));
+  Value corner = emit_address(emit, buffer, emit_mul_int(emit, first, lanes));
+  Value taps[MAX_TAPS * MAX_TAPS];
+  for (int32_t i = 0; i < form.taps * form.taps; i++) {
+    const int64_t tap = (i / form.taps * pitch + i % form.taps) * form.stride;
+    taps[i] = emit_load(emit, corner, emit_int(emit, tap * lanes), lanes);
   }
+  Value number = emit_add(emit, emit_mul_int(emit, channel.index, phases), phase.index);
+  Value place = emit_add(emit, to, emit_mul_int(emit, number, out->stride[1]));
+  filter_tile(emit, form, lanes, taps, emit_address(emit, emit->output, place), out->stride[3]);
+  emit_loop_end(emit, &phase);
   emit_loop_end(emit, &channel);
 }
 
@@ -186,7 +192,8 @@ static void input_column4(Emit *emit, int32_t lanes, const Value d[6], Value t[6
   t[5] = scaled(emit, lanes, 1.5, even, emit_fsub(emit, emit_fsub(emit, d[5], d[3]), odd));
 }
 
-/* Aᵀ times a column: row i holds the i-th powers of the points. The products of rows 1 and 2 stand for twice what they would be with G as it is defined. */
+/* Aᵀ times a column: row i holds the i-th powers of the points. The products of rows 1 and 2 stand for twice what they
+ * would be with G as it is defined. */
 static void output_column2(Emit *emit, int32_t lanes, const Value m[4], Value y[2]) {
   y[0] = scaled(emit, lanes, 0.5, emit_fadd(emit, m[1], m[2]), m[0]);
   y[1] = scaled(emit, lanes, 0.5, emit_fsub(emit, m[1], m[2]), m[3]);
@@ -365,11 +372,11 @@ static void convert_phases(Emit *emit, const PlanKernel *kernel, KernelWork *out
   EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value digit[2];
   emit_split(emit, item.index, 2, (int64_t[]){1, rows}, digit);
-  for (int64_t line = 0; line < lines; line++) {
-    const Value row = emit_add_int(emit, emit_mul_int(emit, digit[1], form.stride), line % form.stride - halo[0]);
-    const Value index[4] = {digit[0], emit_int(emit, line / form.stride), row, NULL};
-    pad_row(emit, in, index, emit_address(emit, emit->scratch, emit_int(emit, line * width)), halo[1], width);
-  }
+  EmitLoop line = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, lines), 1, "line");
+  Value row = emit_add(emit, emit_mul_int(emit, digit[1], form.stride), emit_mod_int(emit, line.index, form.stride));
+  const Value index[4] = {digit[0], emit_div_int(emit, line.index, form.stride), emit_add_int(emit, row, -halo[0])};
+  pad_row(emit, in, index, emit_address(emit, emit->scratch, emit_mul_int(emit, line.index, width)), halo[1], width);
+  emit_loop_end(emit, &line);
   Value to =
       emit_address(emit, emit->output,
                    emit_add(emit, emit_mul_int(emit, digit[0], stride[0]), emit_mul_int(emit, digit[1], stride[2])));
