@@ -324,7 +324,7 @@ TapLoop tap_loop_begin(const TileConv *conv, int64_t steps, const Value *places,
   loop.tap = emit_add(emit, emit_mul_int(emit, loop.step.index, conv->taps), tap);
   Value distance = emit_add(emit, tap_distance(conv, loop.row.index, loop.column.index),
                             emit_mul_int(emit, loop.step.index, conv->block));
-  for (int i = 0; i < width; i++) loop.pixels[i] = emit_address(emit, places[i], distance);
+  for (int i = 0; i < width; i++) loop.pixels[i] = emit_opaque(emit, emit_address(emit, places[i], distance));
   return loop;
 }
 
@@ -372,12 +372,13 @@ static void finish(const TileConv *conv, Value image, Value panel, Value first, 
   EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "output_row");
   Value y = emit_add(emit, first, row.index);
   const Value start[4] = {image, block, y, NULL};
-  Value base = emit_address(emit, emit->output, emit_offset(emit, conv->output, start));
-  Value sums = emit_add(emit, emit_mul_int(emit, row.index, conv->pitch * TILE),
-                        emit_mul_int(emit, part.index, conv->tiles * TILE_FLOATS));
+  Value base = emit_opaque(emit, emit_address(emit, emit->output, emit_offset(emit, conv->output, start)));
+  Value place = emit_add(emit, emit_mul_int(emit, row.index, conv->pitch * TILE),
+                         emit_mul_int(emit, part.index, conv->tiles * TILE_FLOATS));
+  Value sums = emit_opaque(emit, emit_address(emit, conv->sums, place));
   EmitLoop x = emit_loop_count(emit, conv->shape.out_width, 1, "output_column");
   const Value index[4] = {image, block, y, x.index};
-  Value sum = emit_load(emit, conv->sums, emit_add(emit, sums, emit_mul_int(emit, x.index, TILE)), TILE);
+  Value sum = emit_load(emit, sums, emit_mul_int(emit, x.index, TILE), TILE);
   if (bias != NULL) sum = emit_fadd(emit, sum, bias);
   emit_store(emit, base, emit_mul_int(emit, x.index, out->stride[3]), emit_epilogue(emit, sum, index, TILE));
   ride_take(emit, block);

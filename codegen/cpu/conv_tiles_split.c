@@ -64,13 +64,13 @@ static void multiply_pass(const TileConv *conv, const StepGroup *group, int widt
   emit_end_if(emit, &first);
   TapLoop loop = tap_loop_begin(conv, group->steps, place, width);
   Value offset = emit_add(emit, emit_mul_int(emit, loop.tap, tap_size(conv)), emit_mul_int(emit, block, TILE_FLOATS));
-  Fetch fetch = {.filters = emit_address(emit, group->filters, offset),
+  Fetch fetch = {.filters = emit_opaque(emit, emit_address(emit, group->filters, offset)),
                  .lines = ceil_div(tap_size(conv) / TILE, 2 * passes),
                  .near = conv->taps > 1 && group->steps > 1 ? conv->parts * TILE : 0};
   Value turn = emit_add(emit, emit_mul_int(emit, pass, 2), block);
   turn = emit_add(emit, emit_mul_int(emit, turn, taps), loop.tap);
-  fetch.base =
-      emit_address(emit, group->filters, emit_add_int(emit, emit_mul_int(emit, turn, fetch.lines * TILE), ahead));
+  Value lines = emit_add_int(emit, emit_mul_int(emit, turn, fetch.lines * TILE), ahead);
+  fetch.base = emit_opaque(emit, emit_address(emit, group->filters, lines));
   multiply_tap(conv, loop.pixels, width, fetch.filters, 2 * TILE_FLOATS, fetch_beside, &fetch);
   tap_loop_end(conv, &loop);
   for (int i = 0; i < width; i++) tile_store(emit, i, sums[i]);

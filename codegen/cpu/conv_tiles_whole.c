@@ -102,11 +102,13 @@ static void multiply_pass(const TileConv *conv, int width, Value panel, Value bl
   Value count = emit_add(emit, before, loop.tap), turn = emit_add(emit, emit_mul_int(emit, pass, taps), loop.tap);
   Value next = emit_add(emit, emit_mul_int(emit, number, block_turns(conv)), emit_add_int(emit, turn, TURNS_AHEAD));
   Value fetched = emit_add_int(emit, emit_mul_int(emit, turn, lines * TILE), passes > 1 ? taps * TAP : AHEAD);
-  const Beside beside = {.source = turn_filters(conv, next),
-                         .parts = split_filters(conv, emit_add_int(emit, count, TURNS_AHEAD)),
-                         .fetched = emit_address(emit, tap_filters(conv, emit_mul_int(emit, number, taps)), fetched),
+  fetched = emit_address(emit, tap_filters(conv, emit_mul_int(emit, number, taps)), fetched);
+  const Beside beside = {.source = emit_opaque(emit, turn_filters(conv, next)),
+                         .parts = emit_opaque(emit, split_filters(conv, emit_add_int(emit, count, TURNS_AHEAD))),
+                         .fetched = emit_opaque(emit, fetched),
                          .lines = lines};
-  multiply_tap(conv, loop.pixels, width, split_filters(conv, count), TILE_FLOATS, split_beside, &beside);
+  Value filters = emit_opaque(emit, split_filters(conv, count));
+  multiply_tap(conv, loop.pixels, width, filters, TILE_FLOATS, split_beside, &beside);
   tap_loop_end(conv, &loop);
   for (int i = 0; i < width; i++) tile_store(emit, i, sums[i]);
   emit_set(emit, conv->turns_done, emit_add_int(emit, before, taps));
