@@ -97,18 +97,19 @@ static Value integers(Emit *emit, uint32_t value) {
   return LLVMConstVector(lanes, TILE);
 }
 
-/* The upper halves of two numbers as one word. As `or` and `and` it takes LLVM long to look through, and becomes a
- * permutation, which takes the processor longer. */
-static Value upper_halves(Emit *emit, Value first, Value second) {
+Value upper_mask(Emit *emit) { return emit_opaque(emit, integers(emit, 0xffff0000)); }
+
+/* The upper halves of two numbers as one word. Where LLVM sees `or` and `and`, or a shift by a constant vector, it takes
+ * long to look through them, and makes them a permutation, which takes the processor longer. */
+static Value upper_halves(Emit *emit, Value mask, Value first, Value second) {
   enum { FIRST_OR_SECOND_AND_THIRD = 0xf8 };
-  Value lower = LLVMBuildLShr(emit->builder, first, integers(emit, 16), "");
-  Value table = LLVMConstInt(emit->i32, FIRST_OR_SECOND_AND_THIRD, 0);
-  return intrinsic(emit, "llvm.x86.avx512.pternlog.d.512", (Value[]){lower, second, integers(emit, 0xffff0000), table},
-                   4);
+  Value half = LLVMConstInt(emit->i32, 16, 0), table = LLVMConstInt(emit->i32, FIRST_OR_SECOND_AND_THIRD, 0);
+  Value lower = intrinsic(emit, "llvm.x86.avx512.psrli.d.512", (Value[]){first, half}, 2);
+  return intrinsic(emit, "llvm.x86.avx512.pternlog.d.512", (Value[]){lower, second, mask, table}, 4);
 }
 
 /* A number of bf16 is the upper half of one of f32. */
-void split_pairs(Emit *emit, int32_t parts, bool cut, Value first, Value second, Value *out_words) {
+void split_pairs(Emit *emit, Value mask, int32_t parts, bool cut, Value first, Value second, Value *out_words) {
   const LLVMTypeRef integer = LLVMVectorType(emit->i32, TILE), number = emit_float_type(emit, TILE);
   Value numbers[2] = {first, second}, bits[2];
   for (int32_t part = 0; part < parts; part++) {
@@ -116,9 +117,9 @@ void split_pairs(Emit *emit, int32_t parts, bool cut, Value first, Value second,
       bits[i] = LLVMBuildBitCast(emit->builder, numbers[i], integer, "");
       if (!cut) bits[i] = LLVMBuildAdd(emit->builder, bits[i], integers(emit, 0x8000), "");
     }
-    out_words[part] = upper_halves(emit, bits[0], bits[1]);
+    out_words[part] = upper_halves(emit, mask, bits[0], bits[1]);
     for (int i = 0; part + 1 < parts && i < 2; i++) {
-      Value upper = LLVMBuildAnd(emit->builder, bits[i], integers(emit, 0xffff0000), "");
+      Value upper = LLVMBuildAnd(emit->builder, bits[i], mask, "");
       numbers[i] = emit_fsub(emit, numbers[i], LLVMBuildBitCast(emit->builder, upper, number, ""));
     }
   }
@@ -141,14 +142,14 @@ static void gather_filters(Emit *emit, const PlanKernel *kernel, Value offset, i
 }
 
 /* A row of two channels of 16 filters, to its place in a block's first part; of no parts: whole. */
-static void store_row(Emit *emit, int32_t parts, Value place, Value first, Value second) {
+static void store_row(Emit *emit, Value mask, int32_t parts, Value place, Value first, Value second) {
   Value words[PARTS_MAX];
   if (parts == 0) {
     emit_store(emit, emit->output, place, first);
     emit_store(emit, emit->output, emit_add_int(emit, place, TILE), second);
     return;
   }
-  split_pairs(emit, parts, false, first, second, words);
+  split_pairs(emit, mask, parts, false, first, second, words);
   for (int32_t part = 0; part < parts; part++)
     store_words(emit, emit->output, emit_add_int(emit, place, part * 2 * TILE_FLOATS), words[part]);
 }
@@ -164,6 +165,7 @@ bool cpu_convert_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
     diag_error(diag, kernel->location, "'%s': these filters cannot be brought into tiles", kernel->name);
     return false;
   }
+  Value mask = parts > 0 ? upper_mask(emit) : NULL;
   EmitLoop item = emit_loop_outer(emit, emit->begin, emit->end, 1, "item");
   Value digit[4];
   emit_split(emit, item.index, 4, (int64_t[]){dims[0] / filters, steps, dims[2], dims[3]}, digit);
@@ -180,7 +182,7 @@ bool cpu_convert_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_wor
     Value first = emit_load(emit, buffer, emit_int(emit, block * TILE), TILE);
     Value second = emit_load(emit, buffer, emit_int(emit, filters + block * TILE), TILE);
     Value place = emit_add_int(emit, emit_add(emit, to, emit_mul_int(emit, pair.index, row_size)), block * TILE_FLOATS);
-    store_row(emit, parts, place, first, second);
+    store_row(emit, mask, parts, place, first, second);
   }
   emit_loop_end(emit, &pair);
   emit_loop_end(emit, &item);
@@ -209,10 +211,11 @@ static EmitRoutine row_routine(const TileConv *conv) {
   const int64_t *stride = conv->input->storage.stride;
   Value arguments[3], words[PARTS_MAX];
   EmitRoutine routine = emit_routine_begin(emit, "split_row", 2, 1, arguments);
+  Value mask = upper_mask(emit);
   EmitLoop column = emit_loop_begin(emit, emit_int(emit, 0), arguments[2], 1, "input_column");
   Value from = emit_address(emit, arguments[0], emit_mul_int(emit, column.index, conv->shape.stride_width * stride[3]));
   Value to = emit_address(emit, arguments[1], emit_mul_int(emit, column.index, TILE));
-  split_pairs(emit, conv->parts, false, emit_load(emit, from, emit_int(emit, 0), TILE),
+  split_pairs(emit, mask, conv->parts, false, emit_load(emit, from, emit_int(emit, 0), TILE),
               emit_load(emit, from, emit_int(emit, stride[1]), TILE), words);
   for (int32_t part = 0; part < conv->parts; part++)
     store_words(emit, to, emit_int(emit, part * conv->part), words[part]);

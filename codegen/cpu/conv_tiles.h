@@ -43,8 +43,10 @@ void tile_multiply_add(Emit *emit, int sum, int left, int right);
 void store_words(Emit *emit, Value base, Value offset, Value words);
 
 /* Two vectors of f32 to 32 words of each of their parts, a word of `first` and one of `second` in turns. Parts are
- * rounded, halves up, or cut off, which takes fewer instructions; the third one is exact. */
-void split_pairs(Emit *emit, int32_t parts, bool cut, Value first, Value second, Value *out_words);
+ * rounded, halves up, or cut off, which takes fewer instructions; the third one is exact. `mask`: what upper_mask gave,
+ * outside of loops. */
+Value upper_mask(Emit *emit);
+void split_pairs(Emit *emit, Value mask, int32_t parts, bool cut, Value first, Value second, Value *out_words);
 
 /* Offset in a block of the split input of a tile's first pixel, for the first tap. */
 Value tile_place(const TileConv *conv, Value tile);

@@ -21,10 +21,10 @@ enum {
 };
 
 /* Two channels of 16 filters to a row of each part. */
-static void split_row(const TileConv *conv, Value source, Value parts, int64_t row) {
+static void split_row(const TileConv *conv, Value mask, Value source, Value parts, int64_t row) {
   Emit *emit = conv->emit;
   Value words[PARTS];
-  split_pairs(emit, PARTS, true, emit_load(emit, source, emit_int(emit, 2 * row * TILE), TILE),
+  split_pairs(emit, mask, PARTS, true, emit_load(emit, source, emit_int(emit, 2 * row * TILE), TILE),
               emit_load(emit, source, emit_int(emit, (2 * row + 1) * TILE), TILE), words);
   for (int part = 0; part < PARTS; part++)
     store_words(emit, parts, emit_int(emit, part * TILE_FLOATS + row * TILE), words[part]);
@@ -64,11 +64,12 @@ static Value split_filters(const TileConv *conv, Value count) {
 void begin_whole(const TileConv *conv) {
   Emit *emit = conv->emit;
   Value panel = emit_mod_int(emit, emit->begin, conv->panels);
+  Value mask = upper_mask(emit);
   EmitLoop turn = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, TURNS_AHEAD), 1, "filter_turn");
   Value first = emit_mul_int(emit, panel, 2 * block_turns(conv));
   Value source = turn_filters(conv, emit_add(emit, first, turn.index)), parts = split_filters(conv, turn.index);
   EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, TILE), 1, "filter_row");
-  split_row(conv, emit_address(emit, source, emit_mul_int(emit, row.index, 2 * TILE)),
+  split_row(conv, mask, emit_address(emit, source, emit_mul_int(emit, row.index, 2 * TILE)),
             emit_address(emit, parts, emit_mul_int(emit, row.index, TILE)), 0);
   emit_loop_end(emit, &row);
   emit_loop_end(emit, &turn);
@@ -76,7 +77,7 @@ void begin_whole(const TileConv *conv) {
 
 /* Filters are split from `source` to `parts`, and lines from `fetched` on asked for. */
 typedef struct Beside {
-  Value source, parts, fetched;
+  Value mask, source, parts, fetched;
   int64_t lines;
 } Beside;
 
@@ -84,14 +85,14 @@ static void split_beside(const TileConv *conv, const void *context, int64_t done
   const Beside *beside = context;
   Emit *emit = conv->emit;
   for (int64_t row = TILE * (done - 1) / products; row < TILE * done / products; row++)
-    split_row(conv, beside->source, beside->parts, row);
+    split_row(conv, beside->mask, beside->source, beside->parts, row);
   for (int64_t line = beside->lines * (done - 1) / products; line < beside->lines * done / products; line++)
     emit_prefetch_line(emit, beside->fetched, emit_int(emit, line * TILE), false);
 }
 
 /* All products of a block of filters with `width` tiles. Filters are fetched a block ahead in even steps where there are
  * several passes. */
-static void multiply_pass(const TileConv *conv, int width, Value panel, Value block, Value pass) {
+static void multiply_pass(const TileConv *conv, Value mask, int width, Value panel, Value block, Value pass) {
   Emit *emit = conv->emit;
   const int64_t taps = block_taps(conv), passes = tile_passes(conv).count, lines = ceil_div(TAP / TILE, passes);
   Value number = emit_add(emit, emit_mul_int(emit, panel, 2), block);
@@ -103,7 +104,8 @@ static void multiply_pass(const TileConv *conv, int width, Value panel, Value bl
   Value next = emit_add(emit, emit_mul_int(emit, number, block_turns(conv)), emit_add_int(emit, turn, TURNS_AHEAD));
   Value fetched = emit_add_int(emit, emit_mul_int(emit, turn, lines * TILE), passes > 1 ? taps * TAP : AHEAD);
   fetched = emit_address(emit, tap_filters(conv, emit_mul_int(emit, number, taps)), fetched);
-  const Beside beside = {.source = emit_opaque(emit, turn_filters(conv, next)),
+  const Beside beside = {.mask = mask,
+                         .source = emit_opaque(emit, turn_filters(conv, next)),
                          .parts = emit_opaque(emit, split_filters(conv, emit_add_int(emit, count, TURNS_AHEAD))),
                          .fetched = emit_opaque(emit, fetched),
                          .lines = lines};
@@ -117,11 +119,12 @@ static void multiply_pass(const TileConv *conv, int width, Value panel, Value bl
 void multiply_whole(const TileConv *conv, Value panel) {
   Emit *emit = conv->emit;
   const TilePasses passes = tile_passes(conv);
+  Value mask = upper_mask(emit);
   EmitLoop block = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, 2), 1, "block");
   EmitLoop pass = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, passes.alike), 1, "pass");
-  multiply_pass(conv, (int)passes.width, panel, block.index, pass.index);
+  multiply_pass(conv, mask, (int)passes.width, panel, block.index, pass.index);
   emit_loop_end(emit, &pass);
   if (passes.alike < passes.count)
-    multiply_pass(conv, (int)passes.rest, panel, block.index, emit_int(emit, passes.alike));
+    multiply_pass(conv, mask, (int)passes.rest, panel, block.index, emit_int(emit, passes.alike));
   emit_loop_end(emit, &block);
 }

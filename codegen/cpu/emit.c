@@ -310,18 +310,20 @@ void emit_store_strided(Emit *emit, Value base, Value offset, int64_t stride, Va
   }
 }
 
-/* An empty piece of assembly, in whose result no pass of LLVM sees the argument, not even instruction selection. */
-Value emit_opaque(Emit *emit, Value address) {
-  LLVMTypeRef signature = LLVMFunctionType(emit->pointer, &emit->pointer, 1, 0);
-  const char constraints[] = "=r,0";
-  Value same = LLVMGetInlineAsm(signature, "", 0, constraints, sizeof constraints - 1, 0, 0, LLVMInlineAsmDialectATT, 0);
-  return LLVMBuildCall2(emit->builder, signature, same, &address, 1, "");
-}
-
 /* Register class of vectors in inline assembly; "x" would leave out the upper half of AVX-512's. */
 static const char *vector_constraint(const Target *target) {
   if (strncmp(target->triple, "x86_64", 6) != 0) return "w";
   return target->vector_registers > 16 ? "v" : "x";
+}
+
+/* An empty piece of assembly, in whose result no pass of LLVM sees the argument, not even instruction selection. */
+Value emit_opaque(Emit *emit, Value value) {
+  LLVMTypeRef type = LLVMTypeOf(value), signature = LLVMFunctionType(type, &type, 1, 0);
+  const bool vector = LLVMGetTypeKind(type) == LLVMVectorTypeKind;
+  const char *constraints = arena_format(emit->arena, "=%s,0", vector ? vector_constraint(emit->target) : "r");
+  Value same =
+      LLVMGetInlineAsm(signature, "", 0, constraints, strlen(constraints), 0, 0, LLVMInlineAsmDialectATT, 0);
+  return LLVMBuildCall2(emit->builder, signature, same, &value, 1, "");
 }
 
 /* An empty piece of assembly that takes all values, gives them back and may change memory. Sums that do not fit the
