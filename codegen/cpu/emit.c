@@ -327,10 +327,16 @@ Value emit_opaque(Emit *emit, Value value) {
 }
 
 /* An empty piece of assembly that takes all values, gives them back and may change memory. Sums that do not fit the
- * registers are spilled anyway, and assembly cannot take them. Without fused multiply-adds nothing was won by it. */
+ * registers are spilled anyway, and assembly cannot take them. Without fused multiply-adds nothing was won by it.
+ *
+ * Assembly of many operands takes LLVM long. Where some registers are left, the last sums are enough: loads stay in their
+ * step, and multiply-adds that LLVM puts off find a place. */
 void emit_step(Emit *emit, int32_t lanes, const Value *variables, size_t count) {
+  enum { LAST = 2, LEFT = 6 };
   const Target *target = emit->target;
-  if (count == 0 || count >= (size_t)target->vector_registers || lanes > target->vector_lanes || !target->fma) return;
+  const size_t registers = (size_t)target->vector_registers;
+  if (count == 0 || count >= registers || lanes > target->vector_lanes || !target->fma) return;
+  if (target->broadcast_operand && count > LAST && count + LEFT <= registers) variables += count - LAST, count = LAST;
   LLVMTypeRef type = emit_float_type(emit, lanes);
   Value *values = arena_array(emit->arena, count, Value);
   LLVMTypeRef *types = arena_array(emit->arena, count, LLVMTypeRef);
