@@ -42,6 +42,18 @@ bool cpu_conv_reference(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
 Value conv_channel_index(Emit *emit, const PlanTensor *tensor, Value block, int32_t lanes);
 /* emit_halo of row `y`, of which the vectors of all channels are part when channels are last: once, with the first. */
 void conv_halo(Emit *emit, const PlanTensor *output, Value n, Value block, Value y);
+/* A row of sums that wait in memory. */
+typedef struct ConvRow {
+  Value start[4]; /* index of its first vector in the output, as for emit_epilogue; the column is NULL */
+  Value block;    /* of output channels */
+  Value address;  /* of the sums, `stride` elements apart; NULL: they are in the output */
+  int64_t stride;
+  Value bias; /* is added; NULL: none */
+  int32_t lanes;
+} ConvRow;
+
+/* Takes the row through the epilogue into the output, a vector a pixel. */
+void conv_finish_row(Emit *emit, const ConvRow *sums);
 /* Whether the output may lie over an operand. */
 bool conv_output_is_shared(const PlanKernel *kernel);
 

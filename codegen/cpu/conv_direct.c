@@ -141,11 +141,10 @@ static void emit_start_from_bias(Direct *direct, const Tile *tile) {
   }
 }
 
-/* Loads or stores the sums as they stand, without the epilogue. */
-static void emit_partial_sums(Direct *direct, const Tile *tile, bool store) {
+/* Loads or stores the sums as they stand, without the epilogue, from or to places in the output. */
+static void emit_partial_sums(Direct *direct, const Tile *tile, const Place *places, bool store) {
   Emit *emit = direct->emit;
   LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
-  const Place *places = emit_places(direct, tile, direct->output, emit->output);
   for (int64_t pixel = 0; pixel < tile->rows * tile->columns; pixel++)
     for (int64_t k = 0; k < tile->blocks; k++) {
       const Place *place = &places[pixel];
@@ -179,11 +178,10 @@ static Value load_operand(Emit *emit, void *context, int32_t input) {
   return emit_load_broadcast(emit, operand, emit->inputs[input], direct->output, index, direct->lanes);
 }
 
-static void emit_finish(Direct *direct, const Tile *tile) {
+static void emit_finish(Direct *direct, const Tile *tile, const Place *places) {
   Emit *emit = direct->emit;
   const PlanKernel *kernel = direct->kernel;
   LLVMTypeRef vector = emit_float_type(emit, direct->lanes);
-  const Place *places = emit_places(direct, tile, direct->output, emit->output);
   Result result = {.direct = direct, .tile = tile};
   result.operands = arena_array(emit->arena, (size_t)kernel->input_count, const Place *);
   for (int32_t i = 0; i < kernel->input_count; i++)
@@ -210,24 +208,26 @@ static void emit_tile(Direct *direct, Tile *tile, Value chunk) {
     tile->sums[i] = emit_variable(emit, emit_float_type(emit, direct->lanes), "sum");
 
   emit_fetch_operands(direct, tile);
+  const Place *places = NULL;
   if (direct->chunks == 1) {
     emit_start_from_bias(direct, tile);
   } else {
+    places = emit_places(direct, tile, direct->output, emit->output);
     EmitIf first = emit_if(emit, emit_equal(emit, chunk, emit_int(emit, 0)), "first_chunk");
     emit_start_from_bias(direct, tile);
     emit_else(emit, &first);
-    emit_partial_sums(direct, tile, false);
+    emit_partial_sums(direct, tile, places, false);
     emit_end_if(emit, &first);
   }
 
   direct_products(direct, tile, emit_address(emit, direct->input_base, emit_corner(direct, tile)), chunk);
   if (direct->chunks == 1) {
-    emit_finish(direct, tile);
+    emit_finish(direct, tile, emit_places(direct, tile, direct->output, emit->output));
   } else {
     EmitIf branch = emit_if(emit, emit_equal(emit, chunk, emit_int(emit, direct->chunks - 1)), "last_chunk");
-    emit_finish(direct, tile);
+    emit_finish(direct, tile, places);
     emit_else(emit, &branch);
-    emit_partial_sums(direct, tile, true);
+    emit_partial_sums(direct, tile, places, true);
     emit_end_if(emit, &branch);
   }
 }

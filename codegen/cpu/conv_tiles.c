@@ -369,23 +369,19 @@ static Value load_bias(const TileConv *conv, Value block) {
 
 static void finish(const TileConv *conv, Value image, Value panel, Value first, Value count) {
   Emit *emit = conv->emit;
-  const Storage *out = &conv->output->storage;
   EmitLoop part = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, 2), 1, "output_block");
   Value block = emit_add(emit, emit_mul_int(emit, panel, 2), part.index), bias = load_bias(conv, block);
   EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "output_row");
   Value y = emit_add(emit, first, row.index);
-  const Value start[4] = {image, block, y, NULL};
-  Value base = emit_opaque(emit, emit_address(emit, emit->output, emit_offset(emit, conv->output, start)));
   Value place = emit_add(emit, emit_mul_int(emit, row.index, conv->pitch * TILE),
                          emit_mul_int(emit, part.index, conv->tiles * TILE_FLOATS));
-  Value sums = emit_opaque(emit, emit_address(emit, conv->sums, place));
-  EmitLoop x = emit_loop_count(emit, conv->shape.out_width, 1, "output_column");
-  const Value index[4] = {image, block, y, x.index};
-  Value sum = emit_load(emit, sums, emit_mul_int(emit, x.index, TILE), TILE);
-  if (bias != NULL) sum = emit_fadd(emit, sum, bias);
-  emit_store(emit, base, emit_mul_int(emit, x.index, out->stride[3]), emit_epilogue(emit, sum, index, TILE));
-  ride_take(emit, block);
-  emit_loop_end(emit, &x);
+  const ConvRow sums = {.start = {image, block, y, NULL},
+                        .block = block,
+                        .address = emit_address(emit, conv->sums, place),
+                        .stride = TILE,
+                        .bias = bias,
+                        .lanes = TILE};
+  conv_finish_row(emit, &sums);
   ride_row(emit);
   emit_loop_end(emit, &row);
   emit_loop_end(emit, &part);
