@@ -98,8 +98,8 @@ static EmitLoop loop_open(Emit *emit, Value begin, Value end, int64_t step, cons
   else
     LLVMBuildCondBr(emit->builder, emit_less(emit, begin, end), loop.body, loop.exit);
   LLVMPositionBuilderAtEnd(emit->builder, loop.body);
-  loop.index = loop.counter = LLVMBuildPhi(emit->builder, emit->i64, name);
-  LLVMAddIncoming(loop.counter, &begin, &entered_from, 1);
+  loop.index = LLVMBuildPhi(emit->builder, emit->i64, name);
+  LLVMAddIncoming(loop.index, &begin, &entered_from, 1);
   return loop;
 }
 
@@ -118,15 +118,16 @@ EmitLoop emit_loop_count(Emit *emit, int64_t count, int64_t step, const char *na
 
 EmitLoop emit_loop_outer(Emit *emit, Value begin, Value end, int64_t step, const char *name) {
   EmitLoop loop = emit_loop_begin(emit, begin, end, step, name);
-  if (loop.body != NULL) loop.index = opaque_int(emit, loop.counter);
+  loop.hidden = true;
   return loop;
 }
 
 void emit_loop_end(Emit *emit, EmitLoop *loop) {
   if (loop->body == NULL) return;
-  Value next = emit_add_int(emit, loop->counter, loop->step);
+  Value next = emit_add_int(emit, loop->index, loop->step);
+  if (loop->hidden) next = opaque_int(emit, next);
   LLVMBasicBlockRef last = LLVMGetInsertBlock(emit->builder);
-  LLVMAddIncoming(loop->counter, &next, &last, 1);
+  LLVMAddIncoming(loop->index, &next, &last, 1);
   LLVMBuildCondBr(emit->builder, emit_less(emit, next, loop->end), loop->body, loop->exit);
   /* keeps blocks in the order of the source, for readers of dumps */
   LLVMMoveBasicBlockAfter(loop->exit, last);

@@ -77,9 +77,9 @@ void emit_split(Emit *emit, Value index, int count, const int64_t *extents, Valu
 /* --- control ----------------------------------------------------------------------------------------- */
 /* for (index = begin; index < end; index += step), skipped when begin ≥ end. */
 typedef struct EmitLoop {
-  Value index, counter; /* counter: index as LLVM sees it */
-  Value end;
+  Value index, end;
   int64_t step;
+  bool hidden; /* LLVM does not see that the index counts */
   LLVMBasicBlockRef body, exit;
 } EmitLoop;
 
