@@ -1,5 +1,5 @@
-/* Drives code generation: a module per distinct kernel, one per distinct routine of these, one with the tables, each
- * translated on its own. */
+/* Drives code generation: a module per distinct kernel, or per some that are small, one per distinct routine of these, one
+ * with the tables, each translated on its own. */
 #include <assert.h>
 #include <pthread.h>
 #include <sched.h>
@@ -367,14 +367,25 @@ static bool build_kernel(Unit *unit) {
   return open_machine(unit);
 }
 
-static bool compile_kernel(Unit *unit) {
-  open_context(unit);
-  const char *name = kernel_symbol(unit->symbol, unit->kernel->code, unit->arena);
-  unit->module = LLVMModuleCreateWithNameInContext(name, unit->context);
-  arena_defer(unit->arena, dispose_module, unit->module);
-  if (!open_machine(unit)) return false;
-  set_target(unit);
-  return build_kernel(unit) && translate(unit);
+/* Units that are one module; the last one gets its code. */
+typedef struct Batch {
+  Unit *units;
+  size_t count;
+} Batch;
+
+static bool compile_batch(const Batch *batch) {
+  Unit *first = batch->units, *last = first + batch->count - 1;
+  open_context(first);
+  const char *name = kernel_symbol(first->symbol, first->kernel->code, first->arena);
+  first->module = LLVMModuleCreateWithNameInContext(name, first->context);
+  arena_defer(first->arena, dispose_module, first->module);
+  if (!open_machine(first)) return false;
+  set_target(first);
+  for (Unit *unit = first; unit <= last; unit++) {
+    unit->context = first->context, unit->module = first->module;
+    if (!open_machine(unit) || !build_kernel(unit)) return false;
+  }
+  return translate(last);
 }
 
 static bool compile_tables(Unit *unit, const KernelWork *work, const CpuOptions *options) {
@@ -397,13 +408,16 @@ static void *create_machines(Arena *arena) {
   return machines;
 }
 
-static bool run_unit(void *queue, size_t number, const JobTools *tools) {
-  Unit *unit = ((Unit **)queue)[number];
-  unit->arena = tools->scratch;
-  unit->results = tools->results;
-  unit->machines = tools->worker;
-  unit->diag = tools->diag;
-  return compile_kernel(unit);
+static bool run_batch(void *queue, size_t number, const JobTools *tools) {
+  const Batch *batch = (const Batch *)queue + number;
+  for (size_t i = 0; i < batch->count; i++) {
+    Unit *unit = &batch->units[i];
+    unit->arena = tools->scratch;
+    unit->results = tools->results;
+    unit->machines = tools->worker;
+    unit->diag = tools->diag;
+  }
+  return compile_batch(batch);
 }
 
 int32_t cpu_threads(int32_t threads) {
@@ -416,13 +430,17 @@ int32_t cpu_threads(int32_t threads) {
 
 /* --- programs ---------------------------------------------------------------------------------------- */
 
-/* Those of the run steps first: they take long, and the many small ones fill what threads have left at the end. */
-static Unit **queue_units(Unit *units, size_t count, Arena *arena) {
-  Unit **queue = arena_array(arena, count, Unit *);
-  size_t queued = 0;
-  for (int pass = 0; pass < 2; pass++)
-    for (size_t i = 0; i < count; i++)
-      if ((machine_kind(&units[i]) == MACHINE_RUN) == (pass == 0)) queue[queued++] = &units[i];
+/* Those of the run steps first, each a module: they take long, and the many small ones fill what threads have left at the
+ * end. These are some to a module, as a module by itself takes LLVM as long as a small kernel. */
+static Batch *queue_units(Unit *units, size_t count, Arena *arena, size_t *out_count) {
+  enum { SMALL_UNITS = 8 };
+  Batch *queue = arena_array(arena, count, Batch);
+  size_t queued = 0, small = 0;
+  while (small < count && machine_kind(&units[small]) != MACHINE_RUN) small++;
+  for (size_t i = small; i < count; i++) queue[queued++] = (Batch){&units[i], 1};
+  for (size_t i = 0; i < small; i += SMALL_UNITS)
+    queue[queued++] = (Batch){&units[i], small - i < SMALL_UNITS ? small - i : SMALL_UNITS};
+  *out_count = queued;
   return queue;
 }
 
@@ -451,8 +469,8 @@ static bool compile_plan(const Plan *plan, const CpuOptions *options, OutputKind
     *unit_of[i] = (Unit){.plan = plan, .symbol = symbol, .kind = kind, .kernel = &plan->kernels[i], .cache = cache};
     unit_of[i]->routine_list = routines;
   }
-  const Jobs jobs = {
-      .count = count, .run = run_unit, .context = queue_units(units, count, scratch), .create_worker = create_machines};
+  Jobs jobs = {.run = run_batch, .create_worker = create_machines};
+  jobs.context = queue_units(units, count, scratch, &jobs.count);
   if (!jobs_run(&jobs, cpu_threads(options->threads), scratch, diag)) return false;
   KernelWork *work = arena_array(scratch, plan->kernel_count, KernelWork);
   for (size_t i = 0; i < plan->kernel_count; i++) work[i] = unit_of[plan->kernels[i].code]->work;
@@ -496,7 +514,7 @@ typedef struct Request {
 typedef struct Piece {
   const Unit *unit;
   const char *routine; /* NULL: all of the unit but its routines */
-  const Code *code;
+  const Code *code;    /* empty: of a unit whose code a later one has */
 } Piece;
 
 /* Routines before the first kernel that calls them. */
@@ -555,12 +573,16 @@ static bool request_run(const Request *request, Arena *scratch) {
   const Piece *pieces = list_pieces(units, count, scratch, &count);
   if (request->objects != NULL) {
     Code *codes = arena_array(request->arena, count, Code);
-    for (size_t i = 0; i < count; i++)
-      codes[i] = (Code){arena_copy(request->arena, pieces[i].code->data, pieces[i].code->size), pieces[i].code->size};
-    *request->objects = (CpuObjects){codes, count, request->symbol, scratch_bytes};
+    size_t filled = 0;
+    for (size_t i = 0; i < count; i++) {
+      const Code *code = pieces[i].code;
+      if (code->size > 0) codes[filled++] = (Code){arena_copy(request->arena, code->data, code->size), code->size};
+    }
+    *request->objects = (CpuObjects){codes, filled, request->symbol, scratch_bytes};
   } else {
     for (size_t i = 0; i < count; i++) {
       comment_piece(request->text, &pieces[i], request->kind == OUTPUT_ASSEMBLY);
+      if (pieces[i].code->size == 0) continue;
       text_add_n(request->text, pieces[i].code->data, pieces[i].code->size);
       text_add(request->text, "\n");
     }
