@@ -204,29 +204,29 @@ static int64_t last_tap(int64_t taps, int64_t phases, int64_t phase) {
   return phase + (taps - 1 - phase) / phases * phases;
 }
 
-/* Part of a row of the input. Arguments: addresses of its first pixel and of its place in the split input, and how many
- * pixels there are. */
+/* Part of a row of the input. Arguments: addresses of its first pixel and of its place in the split input, how many pixels
+ * there are, and the elements from a pixel to the next, to the next block of channels, and from a part to the next:
+ * with these as arguments, all kernels share it. */
 static EmitRoutine row_routine(const TileConv *conv) {
+  enum { FROM, TO, COUNT, STEP, BLOCK, PART };
   Emit *emit = conv->emit;
-  const int64_t *stride = conv->input->storage.stride;
-  Value arguments[3], words[PARTS_MAX];
-  EmitRoutine routine = emit_routine_begin(emit, "split_row", 2, 1, arguments);
+  Value arguments[6], words[PARTS_MAX];
+  EmitRoutine routine = emit_routine_begin(emit, "split_row", 2, 4, arguments);
   Value mask = upper_mask(emit);
-  EmitLoop column = emit_loop_begin(emit, emit_int(emit, 0), arguments[2], 1, "input_column");
-  Value from = emit_address(emit, arguments[0], emit_mul_int(emit, column.index, conv->shape.stride_width * stride[3]));
-  Value to = emit_address(emit, arguments[1], emit_mul_int(emit, column.index, TILE));
+  EmitLoop column = emit_loop_begin(emit, emit_int(emit, 0), arguments[COUNT], 1, "input_column");
+  Value from = emit_address(emit, arguments[FROM], LLVMBuildNSWMul(emit->builder, column.index, arguments[STEP], ""));
+  Value to = emit_address(emit, arguments[TO], emit_mul_int(emit, column.index, TILE));
   split_pairs(emit, mask, conv->parts, false, emit_load(emit, from, emit_int(emit, 0), TILE),
-              emit_load(emit, from, emit_int(emit, stride[1]), TILE), words);
+              emit_load(emit, from, arguments[BLOCK], TILE), words);
   for (int32_t part = 0; part < conv->parts; part++)
-    store_words(emit, to, emit_int(emit, part * conv->part), words[part]);
+    store_words(emit, to, emit_mul_int(emit, arguments[PART], part), words[part]);
   emit_loop_end(emit, &column);
   emit_routine_end(emit, &routine);
   return routine;
 }
 
 /* A phase of the input of `count` output rows, whose first pixel is at `corner`, for `step` of the input channels. */
-static void split_phase(const TileConv *conv, const EmitRoutine *split_row, const int64_t phase[2], Value corner,
-                        Value count, Value step) {
+static void split_phase(const TileConv *conv, const int64_t phase[2], Value corner, Value count, Value step) {
   Emit *emit = conv->emit;
   const ConvShape *shape = &conv->shape;
   const Storage *in = &conv->input->storage;
@@ -243,8 +243,11 @@ static void split_phase(const TileConv *conv, const EmitRoutine *split_row, cons
   Value to = emit_add(emit, emit_mul_int(emit, step, conv->block), emit_mul_int(emit, row.index, conv->columns * TILE));
   const Value pixels[] = {emit_address(emit, emit->inputs[0], from),
                           emit_address(emit, conv->split, emit_add_int(emit, to, plane * TILE)),
-                          emit_int(emit, shape->out_width + right / shape->stride_width)};
-  emit_routine_call(emit, split_row, pixels);
+                          emit_int(emit, shape->out_width + right / shape->stride_width),
+                          emit_int(emit, shape->stride_width * in->stride[3]),
+                          emit_int(emit, in->stride[1]),
+                          emit_int(emit, conv->part)};
+  emit_routine_call(emit, &conv->split_row, pixels);
   emit_loop_end(emit, &row);
 }
 
@@ -256,11 +259,10 @@ static void split_input(const TileConv *conv, Value image, Value first, Value co
   Value corner = emit_add_int(emit, emit_mul_int(emit, image, in->stride[0]),
                               in->origin - shape->pad_top * in->stride[2] - shape->pad_left * in->stride[3]);
   corner = emit_add(emit, corner, emit_mul_int(emit, first, shape->stride_height * in->stride[2]));
-  const EmitRoutine split_row = row_routine(conv);
   EmitLoop step = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, conv->steps), 1, "input_step");
   for (int64_t i = 0; i < conv->phases[0]; i++)
     for (int64_t j = 0; j < conv->phases[1]; j++)
-      split_phase(conv, &split_row, (const int64_t[2]){i, j}, corner, count, step.index);
+      split_phase(conv, (const int64_t[2]){i, j}, corner, count, step.index);
   emit_loop_end(emit, &step);
 }
 
@@ -500,6 +502,7 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   out_work->scratch_bytes = (sums + split + (conv->whole ? whole_scratch() : 0)) * (int64_t)sizeof(float);
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, shape->out_width);
   const bool rides = emit->riding != NULL; /* reductions keep their state in the kernel */
+  conv->split_row = row_routine(conv);
   const EmitRoutine split_rows = split_part(conv), multiplies = multiply_part(conv);
   EmitRoutine finishes;
   if (!rides) finishes = finish_part(conv);

@@ -32,6 +32,7 @@ typedef struct TileConv {
   Value split, sums;      /* addresses: of the split input, of the sums, [block of 16 filters][tile][16][16] */
   Value filters;          /* whole: memory for the split filters of some taps in turns */
   Value turns_done;       /* whole: variable, of the turns since the kernel's begin, see conv_tiles_whole.c */
+  EmitRoutine split_row;  /* of the input */
 } TileConv;
 
 /* Rows of 64 bytes, one behind the other. */
