@@ -42,18 +42,26 @@ bool cpu_conv_reference(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
 Value conv_channel_index(Emit *emit, const PlanTensor *tensor, Value block, int32_t lanes);
 /* emit_halo of row `y`, of which the vectors of all channels are part when channels are last: once, with the first. */
 void conv_halo(Emit *emit, const PlanTensor *output, Value n, Value block, Value y);
-/* A row of sums that wait in memory. */
-typedef struct ConvRow {
-  Value start[4]; /* index of its first vector in the output, as for emit_epilogue; the column is NULL */
-  Value block;    /* of output channels */
-  Value address;  /* of the sums, `stride` elements apart; NULL: they are in the output */
-  int64_t stride;
-  Value bias; /* is added; NULL: none */
-  int32_t lanes;
-} ConvRow;
+/* Sums of some rows of a block of output channels, that wait in memory: vectors, `pitch` elements to a row. */
+typedef struct ConvSums {
+  Value start[4]; /* index of the first one in the output, as for emit_epilogue; the column is NULL */
+  Value rows;
+  Value address;
+  int64_t pitch;
+  Value bias; /* address of what is added; NULL: none */
+} ConvSums;
 
-/* Takes the row through the epilogue into the output, a vector a pixel. */
-void conv_finish_row(Emit *emit, const ConvRow *sums);
+/* How sums are taken through the epilogue. */
+typedef struct ConvFinish {
+  bool apart; /* by a routine; else by code in the kernel */
+  EmitRoutine routine;
+  int32_t lanes;
+} ConvFinish;
+
+/* Before all else in the kernel. */
+ConvFinish conv_finish_begin(Emit *emit, bool biased, int32_t lanes);
+/* Takes sums through the epilogue into the output. */
+void conv_finish_rows(Emit *emit, const ConvFinish *finish, const ConvSums *sums);
 /* Whether the output may lie over an operand. */
 bool conv_output_is_shared(const PlanKernel *kernel);
 

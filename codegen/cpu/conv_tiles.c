@@ -362,30 +362,24 @@ void multiply_tap(const TileConv *conv, const Value *pixels, int width, Value fi
 /* --- output ------------------------------------------------------------------------------------------ */
 
 /* Of a block of output channels; NULL: none. */
-static Value load_bias(const TileConv *conv, Value block) {
+static Value bias_address(const TileConv *conv, Value block) {
   Emit *emit = conv->emit;
   if (conv->bias == NULL) return NULL;
   Value channel = emit_mul_int(emit, block, TILE);
-  return emit_load(emit, emit->inputs[2], emit_add_int(emit, channel, conv->bias->storage.origin), TILE);
+  return emit_address(emit, emit->inputs[2], emit_add_int(emit, channel, conv->bias->storage.origin));
 }
 
 static void finish(const TileConv *conv, Value image, Value panel, Value first, Value count) {
   Emit *emit = conv->emit;
   EmitLoop part = emit_loop_outer(emit, emit_int(emit, 0), emit_int(emit, 2), 1, "output_block");
-  Value block = emit_add(emit, emit_mul_int(emit, panel, 2), part.index), bias = load_bias(conv, block);
-  EmitLoop row = emit_loop_outer(emit, emit_int(emit, 0), count, 1, "output_row");
-  Value y = emit_add(emit, first, row.index);
-  Value place = emit_add(emit, emit_mul_int(emit, row.index, conv->pitch * TILE),
-                         emit_mul_int(emit, part.index, conv->tiles * TILE_FLOATS));
-  const ConvRow sums = {.start = {image, block, y, NULL},
-                        .block = block,
-                        .address = emit_address(emit, conv->sums, place),
-                        .stride = TILE,
-                        .bias = bias,
-                        .lanes = TILE};
-  conv_finish_row(emit, &sums);
-  ride_row(emit);
-  emit_loop_end(emit, &row);
+  Value block = emit_add(emit, emit_mul_int(emit, panel, 2), part.index);
+  Value place = emit_mul_int(emit, part.index, conv->tiles * TILE_FLOATS);
+  const ConvSums sums = {.start = {image, block, first, NULL},
+                         .rows = count,
+                         .address = emit_address(emit, conv->sums, place),
+                         .pitch = conv->pitch * TILE,
+                         .bias = bias_address(conv, block)};
+  conv_finish_rows(emit, &conv->finish, &sums);
   emit_loop_end(emit, &part);
 }
 
@@ -429,16 +423,6 @@ static EmitRoutine multiply_part(TileConv *conv) {
   else
     multiply_split(conv, arguments[0]);
   emit_routine_end(emit, &routine);
-  return routine;
-}
-
-/* Arguments: image, panel, first row and number of rows. */
-static EmitRoutine finish_part(TileConv *conv) {
-  Value arguments[4];
-  EmitRoutine routine = emit_part_begin(conv->emit, "finish", 4, arguments);
-  place_memory(conv);
-  finish(conv, arguments[0], arguments[1], arguments[2], arguments[3]);
-  emit_routine_end(conv->emit, &routine);
   return routine;
 }
 
@@ -501,12 +485,10 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   *out_work = work_per_image(shape->images, conv->chunks * conv->panels);
   out_work->scratch_bytes = (sums + split + (conv->whole ? whole_scratch() : 0)) * (int64_t)sizeof(float);
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, shape->out_width);
-  const bool rides = emit->riding != NULL; /* reductions keep their state in the kernel */
   conv->split_row = row_routine(conv);
+  conv->finish = conv_finish_begin(emit, conv->bias != NULL, TILE);
   const EmitRoutine split_rows = split_part(conv), multiplies = multiply_part(conv);
-  EmitRoutine finishes;
-  if (!rides) finishes = finish_part(conv);
-  emit->quick = !rides;
+  emit->quick = conv->finish.apart;
   place_memory(conv);
   configure_tiles(emit);
   Value known = emit_variable(emit, emit->i64, "known_rows");
@@ -531,10 +513,7 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   Value turns = emit_get(emit, emit->i64, turns_done);
   emit_routine_call(emit, &multiplies, (Value[]){panel, turns});
   if (conv->whole) emit_set(emit, turns_done, emit_add_int(emit, turns, whole_turns(conv)));
-  if (rides)
-    finish(conv, image, panel, first, count);
-  else
-    emit_routine_call(emit, &finishes, (Value[]){image, panel, first, count});
+  finish(conv, image, panel, first, count);
   clear_halo(conv, image, panel, first, count);
   ride_item_end(emit, item.index);
   emit_loop_end(emit, &item);

@@ -33,6 +33,7 @@ typedef struct TileConv {
   Value filters;          /* whole: memory for the split filters of some taps in turns */
   Value turns_done;       /* whole: variable, of the turns since the kernel's begin, see conv_tiles_whole.c */
   EmitRoutine split_row;  /* of the input */
+  ConvFinish finish;
 } TileConv;
 
 /* Rows of 64 bytes, one behind the other. */
