@@ -400,16 +400,6 @@ static void place_memory(TileConv *conv) {
   conv->filters = emit_address(emit, conv->split, emit_int(emit, conv->parts * conv->part));
 }
 
-/* Arguments: image, first row and number of rows. */
-static EmitRoutine split_part(TileConv *conv) {
-  Value rows[3];
-  EmitRoutine routine = emit_part_begin(conv->emit, "split_input", 3, rows);
-  place_memory(conv);
-  split_input(conv, rows[0], rows[1], rows[2]);
-  emit_routine_end(conv->emit, &routine);
-  return routine;
-}
-
 /* Arguments: the panel, and turns since the kernel's begin. */
 static EmitRoutine multiply_part(TileConv *conv) {
   Emit *emit = conv->emit;
@@ -487,7 +477,7 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   out_work->scratch_bytes = ride_begin(emit, out_work->scratch_bytes, shape->out_width);
   conv->split_row = row_routine(conv);
   conv->finish = conv_finish_begin(emit, conv->bias != NULL, TILE);
-  const EmitRoutine split_rows = split_part(conv), multiplies = multiply_part(conv);
+  const EmitRoutine multiplies = multiply_part(conv);
   emit->quick = conv->finish.apart;
   place_memory(conv);
   configure_tiles(emit);
@@ -505,7 +495,7 @@ bool cpu_conv_tiles(Emit *emit, const PlanKernel *kernel, KernelWork *out_work, 
   Value place = emit_div_int(emit, item.index, conv->panels);
   EmitIf same = emit_if(emit, emit_equal(emit, place, emit_get(emit, emit->i64, known)), "same_rows");
   emit_else(emit, &same);
-  emit_routine_call(emit, &split_rows, (Value[]){image, first, count});
+  split_input(conv, image, first, count);
   emit_set(emit, known, place);
   emit_end_if(emit, &same);
 
