@@ -57,15 +57,16 @@ static const Place *emit_places(const Direct *direct, const Tile *tile, const Pl
   const int64_t *stride = tensor->storage.stride, count = tile->rows * tile->columns;
   Place *places = arena_array(emit->arena, (size_t)count, Place);
   const Value channel = channel_index(direct, direct->block);
-  const Value first[4] = {direct->image, channel, tile->y, tile->x};
+  Value first[4] = {direct->image, channel, tile->y, tile->x};
   const bool apart = direct->across && !direct->packed_output;
-  Value base = apart ? NULL : emit_opaque(emit, emit_address(emit, buffer, emit_offset(emit, tensor, first)));
+  if (apart) first[2] = tile->row, first[3] = tile->column;
+  Value base = emit_opaque(emit, emit_address(emit, buffer, emit_offset(emit, tensor, first)));
   for (int64_t pixel = 0; pixel < count; pixel++) {
     places[pixel] = (Place){base, pixel / tile->columns * stride[2] + pixel % tile->columns * stride[3]};
     if (!apart) continue;
-    Value index[4] = {direct->image, channel};
-    pixel_position(direct, tile, pixel, &index[2], &index[3]);
-    places[pixel] = (Place){emit_opaque(emit, emit_address(emit, buffer, emit_offset(emit, tensor, index))), 0};
+    Value gaps = emit_mul_int(emit, tile->pixels[pixel].rows, stride[2] - direct->shape.out_width * stride[3]);
+    Value address = emit_address(emit, base, emit_add_int(emit, gaps, pixel * stride[3]));
+    places[pixel] = (Place){emit_opaque(emit, address), 0};
   }
   return places;
 }
@@ -96,24 +97,42 @@ static void emit_fetch_operands(Direct *direct, const Tile *tile) {
   }
 }
 
+/* number / divisor, of a number that is less than twice the divisor or the vectors of a tile. By multiplication, as
+ * LLVM takes long for a division of any number: ⌊n (⌊2³²/d⌋ + 1) / 2³²⌋ is ⌊n/d⌋ while n d < 2³². */
+static Value divide_small(Emit *emit, Value number, int64_t divisor) {
+  enum { BITS = 32, LARGEST = 1 << 15 };
+  if (divisor > LARGEST) return emit_div_int(emit, number, divisor);
+  Value product = emit_mul_int(emit, number, ((int64_t)1 << BITS) / divisor + 1);
+  return LLVMBuildLShr(emit->builder, product, emit_int(emit, BITS), "");
+}
+
 /* Where the tile's pixels are. */
 static void emit_pixels(Direct *direct, Tile *tile) {
   Emit *emit = direct->emit;
   const ConvShape *shape = &direct->shape;
   const int64_t *in = direct->input->storage.stride;
   const int64_t row_step = shape->stride_height * in[2], column_step = shape->stride_width * in[3];
+  const int64_t width = shape->out_width;
+  const bool positions = direct->across && !(direct->packed_input && direct->packed_output);
   tile->pixels = arena_array(emit->arena, (size_t)(tile->rows * tile->columns), Pixel);
+  if (positions) {
+    tile->row = emit_div_int(emit, tile->x, width);
+    tile->column = emit_mod_int(emit, tile->x, width);
+  }
   for (int64_t row = 0; row < tile->rows; row++)
     for (int64_t column = 0; column < tile->columns; column++) {
       Pixel *pixel = &tile->pixels[row * tile->columns + column];
       *pixel = (Pixel){.input = emit_int(emit, row * row_step + column * column_step)};
-      if (!direct->across || (direct->packed_input && direct->packed_output)) continue;
-      Value number = emit_add_int(emit, tile->x, column);
-      pixel->y = emit_div_int(emit, number, shape->out_width);
-      pixel->x = emit_mod_int(emit, number, shape->out_width);
-      if (!direct->packed_input)
-        pixel->input =
-            emit_add(emit, emit_mul_int(emit, pixel->y, row_step), emit_mul_int(emit, pixel->x, column_step));
+      if (!positions) continue;
+      Value number = emit_add_int(emit, tile->column, column);
+      pixel->rows = divide_small(emit, number, width);
+      pixel->y = emit_add(emit, tile->row, pixel->rows);
+      pixel->x = emit_sub(emit, number, emit_mul_int(emit, pixel->rows, width));
+      if (direct->packed_input) continue;
+      Value gaps = emit_mul_int(emit, pixel->rows, row_step - width * column_step);
+      Value start =
+          emit_add(emit, emit_mul_int(emit, tile->row, row_step), emit_mul_int(emit, tile->column, column_step));
+      pixel->input = emit_add_int(emit, emit_add(emit, start, gaps), column * column_step);
     }
 }
 

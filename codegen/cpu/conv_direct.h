@@ -42,7 +42,8 @@ typedef struct Direct {
 
 /* An output pixel of a tile. */
 typedef struct Pixel {
-  Value y, x;  /* of tiles across rows only, and there only where rows are not packed */
+  /* Of tiles across rows only, and there only where rows are not packed; `rows`: down from the tile's first pixel. */
+  Value y, x, rows;
   Value input; /* elements from the tile's first tap to the pixel's */
 } Pixel;
 
@@ -51,6 +52,7 @@ typedef struct Pixel {
 typedef struct Tile {
   int64_t rows, columns, blocks;
   Value y, x;
+  Value row, column; /* of the first pixel, where pixels have theirs */
   Pixel *pixels;
   Value *sums; /* variables, [pixel][block] */
 } Tile;
