@@ -105,7 +105,7 @@ static void test_describe(void **state) {
   const CpuOptions options = {.max_threads = 5};
   CpuObjects objects = compiled(fixture, plan, &options);
   assert_string_equal(objects.symbol, "a_model_1");
-  assert_int_equal(objects.count, 7); /* six different kernels and the tables */
+  assert_int_equal(objects.count, 6); /* four kernels, two that prepare in one, and the tables */
   const kiln_program *program = loaded(fixture, &objects);
   assert_int_equal(program->abi_version, KILN_ABI_VERSION);
   assert_int_equal(program->struct_size, sizeof(kiln_program));
