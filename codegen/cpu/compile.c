@@ -1,5 +1,5 @@
-/* Drives code generation: a module per distinct kernel, or per some that are small, one per distinct routine of these, one
- * with the tables, each translated on its own. */
+/* Drives code generation: a module per distinct kernel, or per some that are small, one per distinct routine of these,
+ * one with the tables, each translated on its own. */
 #include <assert.h>
 #include <pthread.h>
 #include <sched.h>
@@ -255,8 +255,7 @@ static Value add_kernel_function(Unit *unit, Emit *emit) {
   const Target *target = unit->plan->target;
   add_attribute(unit->context, function, "frame-pointer", "none");
   if (strcmp(target->tune, "generic") != 0) add_attribute(unit->context, function, "tune-cpu", target->tune);
-  if (conv_uses_tiles(unit->kernel))
-    add_attribute(unit->context, function, "target-features", "+amx-tile,+amx-bf16");
+  if (conv_uses_tiles(unit->kernel)) add_attribute(unit->context, function, "target-features", "+amx-tile,+amx-bf16");
   /* LLVM prefers 256 bits even where the code says <16 x float> */
   if (target->vector_lanes == 16) add_attribute(unit->context, function, "prefer-vector-width", "512");
   return function;
@@ -430,8 +429,8 @@ int32_t cpu_threads(int32_t threads) {
 
 /* --- programs ---------------------------------------------------------------------------------------- */
 
-/* Those of the run steps first, each a module: they take long, and the many small ones fill what threads have left at the
- * end. These are some to a module, as a module by itself takes LLVM as long as a small kernel. */
+/* Those of the run steps first, each a module: they take long, and the many small ones fill what threads have left at
+ * the end. These are some to a module, as a module by itself takes LLVM as long as a small kernel. */
 static Batch *queue_units(Unit *units, size_t count, Arena *arena, size_t *out_count) {
   enum { SMALL_UNITS = 8 };
   Batch *queue = arena_array(arena, count, Batch);

@@ -99,8 +99,8 @@ static Value integers(Emit *emit, uint32_t value) {
 
 Value upper_mask(Emit *emit) { return emit_opaque(emit, integers(emit, 0xffff0000)); }
 
-/* The upper halves of two numbers as one word. Where LLVM sees `or` and `and`, or a shift by a constant vector, it takes
- * long to look through them, and makes them a permutation, which takes the processor longer. */
+/* The upper halves of two numbers as one word. Where LLVM sees `or` and `and`, or a shift by a constant vector, it
+ * takes long to look through them, and makes them a permutation, which takes the processor longer. */
 static Value upper_halves(Emit *emit, Value mask, Value first, Value second) {
   enum { FIRST_OR_SECOND_AND_THIRD = 0xf8 };
   Value half = LLVMConstInt(emit->i32, 16, 0), table = LLVMConstInt(emit->i32, FIRST_OR_SECOND_AND_THIRD, 0);
@@ -204,9 +204,9 @@ static int64_t last_tap(int64_t taps, int64_t phases, int64_t phase) {
   return phase + (taps - 1 - phase) / phases * phases;
 }
 
-/* Part of a row of the input. Arguments: addresses of its first pixel and of its place in the split input, how many pixels
- * there are, and the elements from a pixel to the next, to the next block of channels, and from a part to the next:
- * with these as arguments, all kernels share it. */
+/* Part of a row of the input. Arguments: addresses of its first pixel and of its place in the split input, how many
+ * pixels there are, and the elements from a pixel to the next, to the next block of channels, and from a part to the
+ * next: with these as arguments, all kernels share it. */
 static EmitRoutine row_routine(const TileConv *conv) {
   enum { FROM, TO, COUNT, STEP, BLOCK, PART };
   Emit *emit = conv->emit;

@@ -322,16 +322,15 @@ Value emit_opaque(Emit *emit, Value value) {
   LLVMTypeRef type = LLVMTypeOf(value), signature = LLVMFunctionType(type, &type, 1, 0);
   const bool vector = LLVMGetTypeKind(type) == LLVMVectorTypeKind;
   const char *constraints = arena_format(emit->arena, "=%s,0", vector ? vector_constraint(emit->target) : "r");
-  Value same =
-      LLVMGetInlineAsm(signature, "", 0, constraints, strlen(constraints), 0, 0, LLVMInlineAsmDialectATT, 0);
+  Value same = LLVMGetInlineAsm(signature, "", 0, constraints, strlen(constraints), 0, 0, LLVMInlineAsmDialectATT, 0);
   return LLVMBuildCall2(emit->builder, signature, same, &value, 1, "");
 }
 
 /* An empty piece of assembly that takes all values, gives them back and may change memory. Sums that do not fit the
  * registers are spilled anyway, and assembly cannot take them. Without fused multiply-adds nothing was won by it.
  *
- * Assembly of many operands takes LLVM long. Where some registers are left, the last sums are enough: loads stay in their
- * step, and multiply-adds that LLVM puts off find a place. */
+ * Assembly of many operands takes LLVM long. Where some registers are left, the last sums are enough: loads stay in
+ * their step, and multiply-adds that LLVM puts off find a place. */
 void emit_step(Emit *emit, int32_t lanes, const Value *variables, size_t count) {
   enum { LAST = 2, LEFT = 6 };
   const Target *target = emit->target;

@@ -170,10 +170,10 @@ void emit_store(Emit *emit, Value base, Value offset, Value value);
 Value emit_load_strided(Emit *emit, Value base, Value offset, int64_t stride, int32_t lanes); /* lane by lane */
 void emit_store_strided(Emit *emit, Value base, Value offset, int64_t stride, Value value, int32_t lanes);
 /* The same value in a register, but LLVM does not see how it was computed: for an address from which much is loaded or
- * stored at constant distances. Loop strength reduction takes time that grows with the square of the accesses of a loop whose
- * addresses have terms in common, and instruction selection looks through the terms of each access for bits that are
- * known. Where a loop's body does much with each address of many, nothing is won by that. A constant
- * vector that much is computed with is looked through as well. No instruction comes of this. */
+ * stored at constant distances. Loop strength reduction takes time that grows with the square of the accesses of a loop
+ * whose addresses have terms in common, and instruction selection looks through the terms of each access for bits that
+ * are known. Where a loop's body does much with each address of many, nothing is won by that. A constant vector that
+ * much is computed with is looked through as well. No instruction comes of this. */
 Value emit_opaque(Emit *emit, Value value);
 /* Asks for the cache line at `base` + `offset` to be fetched into the second-level cache, or also into the first. The
  * address may be outside of all buffers. */
