@@ -42,6 +42,7 @@ bool cpu_conv_reference(Emit *emit, const PlanKernel *kernel, KernelWork *out_wo
 Value conv_channel_index(Emit *emit, const PlanTensor *tensor, Value block, int32_t lanes);
 /* emit_halo of row `y`, of which the vectors of all channels are part when channels are last: once, with the first. */
 void conv_halo(Emit *emit, const PlanTensor *output, Value n, Value block, Value y);
+
 /* Sums of some rows of a block of output channels, that wait in memory: vectors, `pitch` elements to a row. */
 typedef struct ConvSums {
   Value start[4]; /* index of the first one in the output, as for emit_epilogue; the column is NULL */
@@ -62,6 +63,7 @@ typedef struct ConvFinish {
 ConvFinish conv_finish_begin(Emit *emit, bool biased, int32_t lanes);
 /* Takes sums through the epilogue into the output. */
 void conv_finish_rows(Emit *emit, const ConvFinish *finish, const ConvSums *sums);
+
 /* Whether the output may lie over an operand. */
 bool conv_output_is_shared(const PlanKernel *kernel);
 
