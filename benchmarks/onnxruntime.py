@@ -17,12 +17,13 @@ import argparse
 import ctypes
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from graph_text import NODE, OUTPUT, PORT, name_of, operands_of, parse_attributes, parse_dims, run_kiln
 
 PACKAGES = ["numpy", "onnx", "onnxruntime", "safetensors"]
 LIMITED_LEVELS = {"x86-64-v2": 2, "x86-64-v3": 3}
@@ -88,30 +89,6 @@ except ImportError as error:
 RELATIVE_ERROR = 1e-4
 OPSET = 20
 
-VALUE = r'%("(?:[^"\\]|\\.)*"|[^\s,@:]+)'
-NODE = re.compile(rf"^\s*{VALUE}(?:@\d+)? = (\w+)\s*((?:{VALUE}(?:, )?)*)\s*(?:\{{(.*?)\}})? : (\w+)\[(.*?)\]")
-PORT = re.compile(rf"^\s*(input|parameter) {VALUE}(?:@\d+)? : (\w+)\[(.*?)\]")
-OUTPUT = re.compile(rf'^\s*output ("(?:[^"\\]|\\.)*"|\S+) = {VALUE}')
-
-
-def name_of(text):
-    return json.loads(text) if text.startswith('"') else text
-
-
-def parse_attributes(text):
-    """'stride=[2,2], p=0.5, mode=nearest' as a dictionary."""
-    result = {}
-    for key, value in re.findall(r"(\w+)=(\[[^\]]*\]|[^,]+)", text or ""):
-        try:
-            result[key] = json.loads(value)
-        except ValueError:
-            result[key] = {"inf": float("inf"), "-inf": float("-inf")}.get(value, value)
-    return result
-
-
-def parse_dims(text, batch):
-    return [batch if d == "N" else int(d) for d in text.split(",") if d]
-
 
 class Converter:
     """Graph text to ONNX; one method per op that needs more than a name."""
@@ -139,7 +116,7 @@ class Converter:
 
     def node(self, match):
         name, op, operands = name_of(match.group(1)), match.group(2), match.group(3)
-        inputs = [name_of(t) for t in re.findall(VALUE, operands)]
+        inputs = operands_of(operands)
         self.shapes[name] = parse_dims(match.group(7), self.batch)
         attributes = parse_attributes(match.group(5))
         if op in self.RENAMED:
@@ -244,13 +221,6 @@ class Converter:
         model.ir_version = 10
         onnx.checker.check_model(model)
         return model
-
-
-def run_kiln(arguments):
-    result = subprocess.run(arguments, capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{' '.join(arguments)} failed:\n{result.stderr}")
-    return result.stdout
 
 
 class KilnServer:
