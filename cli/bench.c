@@ -31,7 +31,8 @@ typedef struct BenchState {
   const void **inputs;
   void **outputs;
   const kiln_program *program;
-  double compile_seconds, prepare_seconds;
+  double compile_seconds, prepare_seconds, median;
+  Text json; /* with --json: an object, but for its end */
   int64_t *kernel_samples; /* [round][step] nanoseconds */
   size_t round;
 } BenchState;
@@ -161,12 +162,17 @@ static bool bench_kernels(Tool *tool, BenchState *state, const BenchRequest *req
   const bool gpu = state->context->cuda != NULL;
   if (gpu ? !time_gpu_kernels(tool, state, seconds) : !time_kernels(tool, state, ROUNDS, seconds)) return false;
   Peaks peaks;
-  KernelTimes times = {.program = state->program, .batch = state->batch, .seconds = seconds};
+  KernelTimes times = {.program = state->program, .batch = state->batch, .seconds = seconds, .run = state->median};
   if (gpu ? !gpu_peaks(tool, state, request, plan, &times)
           : !peaks_measure(state->program->isa, options->threads, options->affinity, tool->diag, &peaks))
     return false;
   if (!gpu) times.peaks = &peaks;
-  if (request->kernels) kernel_times_print(tool, &times, request->csv);
+  if (request->kernels && request->json) {
+    text_add(&state->json, ",");
+    kernel_times_json(&state->json, &times);
+  } else if (request->kernels) {
+    kernel_times_print(tool, &times, request->csv);
+  }
   return request->roofline == NULL || kernel_times_plot(tool, &times, request->roofline);
 }
 
@@ -211,26 +217,25 @@ static int measure(Tool *tool, const BenchRequest *request, BenchState *state, u
   double median = quantile(samples, count, 0.5), p10 = quantile(samples, count, 0.1),
          p90 = quantile(samples, count, 0.9);
   double flops = program_flops(state->program, state->batch);
+  state->median = median;
   /* reading the description and the weights, and the passes */
   double import = build_seconds - state->compile_seconds - state->prepare_seconds;
   if (request->json) {
-    Text text;
-    text_init(&text, tool->arena);
-    text_add(&text, "{\"model\":");
-    text_add_json(&text, state->program->name);
+    text_init(&state->json, tool->arena);
+    text_add(&state->json, "{\"model\":");
+    text_add_json(&state->json, state->program->name);
     text_format(
-        &text,
+        &state->json,
         ",\"isa\":\"%s\",\"batch\":%lld,\"threads\":%u,\"runs\":%zu,\"median_ms\":%.6f,\"p10_ms\":%.6f,\"p90_ms\":%.6f,"
         "\"min_ms\":%.6f,\"gflop\":%.6f,\"gflops\":%.3f,\"build_ms\":%.3f,\"import_ms\":%.3f,\"compile_ms\":%.3f,"
-        "\"prepare_ms\":%.3f,\"first_run_ms\":%.3f,\"with_copies_ms\":%.6f}\n",
+        "\"prepare_ms\":%.3f,\"first_run_ms\":%.3f,\"with_copies_ms\":%.6f",
         state->program->isa, (long long)state->batch, threads, count, 1e3 * median, 1e3 * p10, 1e3 * p90,
         1e3 * samples[0], 1e-9 * flops, 1e-9 * flops / median, 1e3 * build_seconds, 1e3 * import,
         1e3 * state->compile_seconds, 1e3 * state->prepare_seconds, 1e3 * first, 1e3 * elapsed);
-    fputs(text.data, stdout);
     return EXIT_OK;
   }
   if (request->csv) {
-    if (request->kernels) return EXIT_OK; /* the kernels' follow */
+    if (request->kernels || request->variants) return EXIT_OK; /* theirs follow */
     fputs("model,isa,batch,threads,runs,median_ms,p10_ms,p90_ms,min_ms,gflop,gflops,build_ms,first_run_ms\n", stdout);
     csv_field(stdout, state->program->name);
     printf(",%s,%lld,%u,%zu,%.6f,%.6f,%.6f,%.6f,%.6f,%.3f,%.3f,%.3f\n", state->program->isa, (long long)state->batch,
@@ -299,8 +304,9 @@ static int bench_body(Tool *tool, void *context) {
       !bench_kernels(tool, &state, request, plan, &options))
     code = EXIT_FAILED;
   if (code == EXIT_OK && request->variants &&
-      !bench_variants(tool, graph, &request->model))
+      !bench_variants(tool, graph, &request->model, request->json ? &state.json : NULL, request->csv))
     code = EXIT_FAILED;
+  if (code == EXIT_OK && request->json && !request->serve) printf("%s}\n", state.json.data);
   const ProfileRun profiled = {executable, &options, state.batch, state.inputs, state.outputs};
   if (code == EXIT_OK && request->profile != NULL && !profile_write(tool, &profiled, request->profile))
     code = EXIT_FAILED;

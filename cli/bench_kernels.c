@@ -36,6 +36,14 @@ static KernelRates rates_of(const KernelTimes *times, size_t number) {
   return rates;
 }
 
+/* The run's operations by the peak of multiply-adds in f32. */
+static double share_of_peak(const KernelTimes *times) {
+  double flops = 0;
+  for (size_t s = 0; s < times->program->run_step_count; s++) flops += rates_of(times, s).flops;
+  const double peak = times->gpu != NULL ? times->gpu->fma : times->peaks->flops;
+  return times->run > 0 && peak > 0 ? flops / times->run / peak : 0;
+}
+
 static double total_seconds(const KernelTimes *times) {
   double total = 0;
   for (size_t s = 0; s < times->program->run_step_count; s++) total += times->seconds[s];
@@ -119,7 +127,35 @@ void kernel_times_print(Tool *tool, const KernelTimes *times, bool csv) {
     print_gpu_peaks(times->gpu);
   else
     print_peaks(times->program->isa, times->peaks);
+  printf("the whole run: %.0f %% of the peak, its operations counted as those of direct convolutions\n",
+         100 * share_of_peak(times));
   table_print(stdout, tool->arena, cells, steps + 1, COLUMNS, "<<>>>>>>");
+}
+
+void kernel_times_json(Text *text, const KernelTimes *times) {
+  text_format(text, "\"of_peak\":%.4f,\"peaks\":{", share_of_peak(times));
+  if (times->gpu != NULL)
+    text_format(text, "\"gflops\":%.3f,\"l2_gbytes_per_second\":%.3f,\"memory_gbytes_per_second\":%.3f}",
+                1e-9 * times->gpu->fma, 1e-9 * times->gpu->l2, 1e-9 * times->gpu->memory);
+  else
+    text_format(text,
+                "\"gflops\":%.3f,\"l2_gbytes_per_second\":%.3f,\"l3_gbytes_per_second\":%.3f,"
+                "\"memory_gbytes_per_second\":%.3f}",
+                1e-9 * times->peaks->flops, 1e-9 * times->peaks->l2, 1e-9 * times->peaks->l3,
+                1e-9 * times->peaks->memory);
+  text_add(text, ",\"kernels\":[");
+  for (size_t s = 0; s < times->program->run_step_count; s++) {
+    const KernelRates rates = rates_of(times, s);
+    text_add(text, s > 0 ? ",{\"value\":" : "{\"value\":");
+    text_add_json(text, times->program->run_steps[s].name);
+    text_add(text, ",\"kernel\":");
+    text_add_json(text, times->program->run_steps[s].kind);
+    text_format(text, ",\"us\":%.3f,\"flop\":%.0f,\"bytes\":%.0f,\"gflops\":%.3f", 1e6 * times->seconds[s],
+                rates.flops, rates.bytes, 1e-9 * rates.per_second);
+    if (rates.roof > 0) text_format(text, ",\"of_roof\":%.4f", rates.per_second / rates.roof);
+    text_add(text, "}");
+  }
+  text_add(text, "]");
 }
 
 /* --- plot -------------------------------------------------------------------------------------------- */

@@ -6,7 +6,7 @@
 
 enum { ROUNDS = 11, GPU_ROUNDS = 3 }; /* a round of a GPU is the mean of several runs */
 
-bool bench_variants(Tool *tool, const Graph *graph, const ModelOptions *options) {
+bool bench_variants(Tool *tool, const Graph *graph, const ModelOptions *options, Text *json, bool csv) {
   kiln_compile_options compile;
   TuneResult result;
   if (graph == NULL) {
@@ -16,6 +16,13 @@ bool bench_variants(Tool *tool, const Graph *graph, const ModelOptions *options)
   if (!compile_options(tool, options, &compile)) return false;
   const int64_t rounds = compile.device != NULL && strcmp(compile.device, "cpu") != 0 ? GPU_ROUNDS : ROUNDS;
   if (!candidates_measure(tool, graph, &compile, rounds, &result)) return false;
-  candidates_print(tool, &result);
+  if (json != NULL) {
+    text_add(json, ",");
+    candidates_json(json, &result);
+  } else if (csv) {
+    candidates_csv(&result);
+  } else {
+    candidates_print(tool, &result);
+  }
   return true;
 }

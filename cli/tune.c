@@ -1,10 +1,12 @@
 /* kiln tune: measures the ways to compute a model's kernels and keeps the times for compiling. */
 #include "tune.h"
 
+#include <math.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "bench_kernels.h"
 #include "cuda/gemm.h"
 #include "progress.h"
 #include "session/tuning_file.h"
@@ -74,6 +76,42 @@ void candidates_print(Tool *tool, const TuneResult *result) {
   table_print(stdout, tool->arena, cells, rows, COLUMNS, "<<><<");
   printf("sum of the kernels %.1f us, of the best ones %.1f us: %.1f %% above the best\n", taken, best,
          best > 0 ? 100 * (taken / best - 1) : 0);
+}
+
+void candidates_json(Text *text, const TuneResult *result) {
+  double taken = result->others, best = result->others;
+  text_add(text, "\"variants\":[");
+  for (size_t k = 0; k < result->kernel_count; k++) {
+    const TunedKernel *kernel = &result->kernels[k];
+    taken += kernel->times[kernel->offers->taken];
+    best += kernel->times[fastest(kernel)];
+    text_add(text, k > 0 ? ",{\"value\":" : "{\"value\":");
+    text_add_json(text, kernel->name ? kernel->name : "");
+    text_format(text, ",\"op\":\"%s\",\"taken\":%zu,\"candidates\":[", op_info(kernel->op)->name, kernel->offers->taken);
+    for (size_t c = 0; c < kernel->offers->count; c++) {
+      text_add(text, c > 0 ? ",{\"name\":" : "{\"name\":");
+      text_add_json(text, kernel->offers->names[c]);
+      if (isfinite(kernel->times[c]))
+        text_format(text, ",\"us\":%.3f}", kernel->times[c]);
+      else
+        text_add(text, ",\"us\":null}"); /* not measured */
+    }
+    text_add(text, "]}");
+  }
+  text_format(text, "],\"taken_us\":%.3f,\"best_us\":%.3f", taken, best);
+}
+
+void candidates_csv(const TuneResult *result) {
+  fputs("value,op,us,taken,candidate\n", stdout);
+  for (size_t k = 0; k < result->kernel_count; k++) {
+    const TunedKernel *kernel = &result->kernels[k];
+    for (size_t c = 0; c < kernel->offers->count; c++) {
+      csv_field(stdout, kernel->name ? kernel->name : "");
+      printf(",%s,%.3f,%d,", op_info(kernel->op)->name, kernel->times[c], c == kernel->offers->taken);
+      csv_field(stdout, kernel->offers->names[c]);
+      fputc('\n', stdout);
+    }
+  }
 }
 
 /* What stands in the file stays, when its version and machine are these. */

@@ -316,6 +316,11 @@ if grep -qw avx2 /proc/cpuinfo; then
 fi
 expect 0 'peaks of 1 thread, x86-64-v[2-4]: ' $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.01 --kernels
 grep -Eq '^0\.2 .* [0-9.]+ +[0-9]+ %$' output || fail "no share of the roof"
+expect 0 'the whole run: [1-9][0-9]* % of the peak' $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.01 --kernels
+expect 0 '^\{"model".*"of_peak":[0-9.]+,"peaks":\{.*"kernels":\[\{"value".*"variants":\[\{"value".*"best_us":[0-9.]+\}$' \
+  $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.01 --kernels --variants --json
+[ "$(wc -l <output)" = 1 ] || fail "bench --json prints more than an object"
+expect 0 '^[^,]+,conv2d,[0-9.]+,1,' $kiln bench "$examples/simple_cnn10_bn.json" --seconds 0.01 --variants --csv
 expect 0 '^0\.2,conv2d/direct,[0-9.]+,0\.[0-9]+,79968,' $kiln bench "$examples/simple_cnn10_bn.json" --batch 1 --seconds 0.01 --kernels --csv --roofline roof.svg
 grep -q '<svg' roof.svg || fail "no SVG"
 [ "$(head -1 output | tr ',' '\n' | wc -l)" -eq "$(sed -n 2p output | tr ',' '\n' | wc -l)" ] || fail "a row has other columns"
