@@ -12,9 +12,9 @@
  *     → %1 = convert %w : f32[64,3,7,7] wino34o32;  %2 = convert %x : f32[N,3,224,224] phases16c;
  *       %y = conv2d %2, %1, … choice winograd34
  *
- * F(4×4,3×3) does a quarter of the multiplications of direct convolution, F(2×2,3×3) four ninths,
- * F(3×3,4×4) of phases a third, but the filters grow by 4, 16/9 and 3: where an image has few tiles, reading them is what takes the time. The cost model counts cycles
- * for an image at the largest batch: multiply-adds, what prefetching does not hide of the reading of filters, and the
+ * F(4×4,3×3) does a quarter of the multiplications of direct convolution, F(2×2,3×3) four ninths, F(3×3,4×4) of phases
+ * a third, but the filters grow by 4, 16/9 and 3: where an image has few tiles, reading them is what takes the time. The
+ * cost model counts cycles for an image at the largest batch: multiply-adds, what prefetching does not hide of the reading of filters, and the
  * transforms. Its constants were fitted to measurements of the layers of ResNet-34 on a Xeon with 2 MiB of second-level
  * cache a core.
  *

@@ -200,16 +200,15 @@ static int64_t pool_step(const Program *program, const Node *node) {
   return -1;
 }
 
-/* The time of a kernel, of the step that makes its input of an image, if it is Winograd's, and of the pool behind it,
- * which some kernels include; step s takes times[s * stride]. */
+/* The time of a kernel, of the step that brings its input into the layout or the halo that it takes, and of the pool
+ * behind it, which some kernels include; step s takes times[s * stride]. */
 static double kernel_time(const Program *program, const double *times, size_t stride, uint32_t id) {
   const Node *node = node_of(program, id);
   const int64_t step = step_of(program, id);
   if (node == NULL || step < 0) return (double)NAN;
   double time = times[(size_t)step * stride];
   const Node *input = node->input_count > 0 ? node->inputs[0] : NULL;
-  const int64_t before =
-      input != NULL && layout_is_winograd_image(input->layout.kind) ? step_of(program, input->id) : -1;
+  const int64_t before = input != NULL && input->op == OP_CONVERT ? step_of(program, input->id) : -1;
   const int64_t behind = pool_step(program, node);
   if (before >= 0) time += times[(size_t)before * stride];
   return behind >= 0 ? time + times[(size_t)behind * stride] : time;

@@ -17,7 +17,7 @@ typedef struct TunedKernel {
   const char *name;
   OpCode op;
   const KernelOffers *offers; /* offers->taken: what these options take */
-  const double *times;        /* microseconds by candidate, with the transform of the input where there is one */
+  const double *times;        /* microseconds by candidate, with a conversion of the input and a pool behind it where there are such */
 } TunedKernel;
 
 typedef struct TuneResult {
