@@ -14,9 +14,9 @@
  *
  * F(4×4,3×3) does a quarter of the multiplications of direct convolution, F(2×2,3×3) four ninths, F(3×3,4×4) of phases
  * a third, but the filters grow by 4, 16/9 and 3: where an image has few tiles, reading them is what takes the time. The
- * cost model counts cycles for an image at the largest batch: multiply-adds, what prefetching does not hide of the reading of filters, and the
- * transforms. Its constants were fitted to measurements of the layers of ResNet-34 on a Xeon with 2 MiB of second-level
- * cache a core.
+ * cost model counts cycles for an image at the largest batch: multiply-adds, what prefetching does not hide of the
+ * reading of filters, and the transforms. Its constants were fitted to measurements of the layers of ResNet-34 on a Xeon
+ * with 2 MiB of second-level cache a core.
  *
  * Errors against direct convolution were measured: F(2×2,3×3) stays within its bound, F(4×4,3×3) within six times
  * of it. `strict` therefore allows neither. */
